@@ -1,0 +1,49 @@
+#pragma once
+
+#include "base/tensor_view.h"
+#include "ops/weight.h"
+
+namespace jevons {
+
+// What    out[t] = W x[t] + bias
+// Shapes  x [num_tokens, k] f32, row stride free; out [num_tokens, n] f32, row stride free;
+//         bias [n] f32 or absent
+// Edge    num_tokens = 0 writes nothing; NaN or Inf in a row stays in that row
+// Order   the sum over k of one output has an order that depends on k alone: bitwise equal for any
+//         num_tokens, any row position and any number of threads
+// Error   |err| <= kLinearTolerance * sum_k |w x| against fp64
+struct LinearArgs {
+  TensorView x;
+  const Weight* weight = nullptr;  // num_groups 1
+  TensorView bias;
+  TensorView out;
+};
+inline constexpr double kLinearTolerance = 2e-6;
+
+// What    out[t, g] = W_g x[t, g]: every token meets every group (a head) with its own slice
+// Shapes  x [num_tokens, num_groups, k] f32, out [num_tokens, num_groups, n] f32,
+//         outer strides free
+// Edge, Order, Error as Linear
+struct HeadLinearArgs {
+  TensorView x;
+  const Weight* weight = nullptr;
+  TensorView out;
+};
+
+// What    out[r] = W_g x[source(r)] for the rows r in [cu_rows[g], cu_rows[g + 1]) of each group g
+//         (an expert)
+// Shapes  x [*, k] f32; cu_rows i32 [num_groups + 1], ascending from 0, cu_rows[num_groups] at most
+//         num_rows; row_idx i32 [num_rows]: source(r) = row_idx[r], or r where row_idx is absent;
+//         out [num_rows, n] f32
+// Edge    a group without rows is not read; rows past cu_rows[num_groups] are not written
+// Order   as Linear
+// Error   as Linear
+struct GroupedGemmArgs {
+  TensorView x;
+  TensorView cu_rows;
+  TensorView row_idx;
+  const Weight* weight = nullptr;
+  TensorView out;
+};
+
+}  // namespace jevons

@@ -1,0 +1,55 @@
+// Multi-head latent attention over the paged cache, absorbed form: one latent per token for all
+// heads.
+#pragma once
+
+#include "base/tensor_view.h"
+
+namespace jevons {
+
+// What    per token: latent = rms(kv[:r]; norm_weight, eps), key = rope(kv[r:]);
+//         both go to the cache at its slot
+// Shapes  kv [num_tokens, r + p] f32, row stride free; norm_weight [r] f32;
+//         positions i32 [num_tokens]; cos_sin f32 [max_positions, p];
+//         slot_mapping i64 [num_tokens] = block * block_size + offset;
+//         cache [num_blocks, block_size, r + p] f32
+// Edge    nothing else in the cache is touched
+// Order   as RmsNorm and Rope
+// Error   as RmsNorm and Rope
+struct MlaStoreKvArgs {
+  TensorView kv;
+  TensorView norm_weight;
+  float eps = 0;
+  TensorView positions;
+  TensorView cos_sin;
+  TensorView slot_mapping;
+  TensorView cache;
+};
+
+// What    out[t, h] = sum_u softmax_u(scale * q[t, h] . cache[u]) * cache[u][:r],
+//         u = 0 .. position of t
+// Shapes  q [num_tokens, num_heads, r + p] f32, outer strides free;
+//         cache [num_blocks, block_size, r + p] f32; block_tables i32 [num_seqs, max_blocks];
+//         cu_seqlens_q i32 [num_seqs + 1]; context_lens i32 [num_seqs], the tokens in the cache
+//         with those of this step; out [num_tokens, num_heads, r] f32, outer strides free.
+//         Row i of sequence s has position
+//         context_lens[s] - (cu_seqlens_q[s + 1] - cu_seqlens_q[s]) + i
+// Edge    a sequence without queries is skipped; unused cache may hold NaN and is never read into
+//         a sum
+// Order   keys in blocks of block_size from position 0, each block whole, blocks in order, the
+//         partial results of every kMlaChunkBlocks blocks merged in order: bitwise equal however
+//         the prompt was chunked and whatever shares the batch
+// Error   kMlaAttentionTolerance of the largest |latent| against fp64
+// Source  model-spec 2.3
+struct MlaAttentionArgs {
+  TensorView q;
+  TensorView cache;
+  TensorView block_tables;
+  TensorView cu_seqlens_q;
+  TensorView context_lens;
+  float scale = 0;
+  TensorView out;
+};
+inline constexpr double kMlaAttentionTolerance = 2e-5;
+inline constexpr int32_t kMlaChunkBlocks = 4;
+
+}  // namespace jevons

@@ -1,0 +1,71 @@
+// Routing tokens to experts and summing what comes back.
+#pragma once
+
+#include "base/tensor_view.h"
+
+namespace jevons {
+
+enum class RouterScoring { kSoftmax, kSigmoid };
+// How a group of experts is rated when only the best groups may be chosen from.
+enum class GroupScore { kNone, kMax, kTop2Sum };
+
+// What    s = softmax or sigmoid of logits; c = s + bias; groups rated by c, all but the best
+//         topk_group masked (equal ones by lower index); the top_k largest c, in falling order,
+//         equal ones by lower index; weight = s (no bias), divided by (sum + 1e-20) if normalize,
+//         times scale
+// Shapes  logits [num_tokens, n_experts] f32; bias [n_experts] f32 or absent;
+//         topk_idx i32 [num_tokens, top_k]; topk_weights f32 [num_tokens, top_k]
+// Edge    a row with a NaN among its c gets topk_idx 0 .. top_k - 1 and NaN weights: that row alone
+//         is lost. n_group = 1 has no group step
+// Order   fixed
+// Error   weights kRouteTopKTolerance relative against fp64; the ids equal but where two choices
+//         tie within that
+// Source  model-spec 2.5; dropped groups count as -inf
+struct RouteTopKArgs {
+  TensorView logits;
+  TensorView bias;
+  RouterScoring scoring = RouterScoring::kSoftmax;
+  GroupScore group_score = GroupScore::kNone;
+  int32_t n_group = 1;
+  int32_t topk_group = 1;
+  bool normalize = false;
+  float scale = 1;
+  TensorView topk_idx;
+  TensorView topk_weights;
+};
+inline constexpr double kRouteTopKTolerance = 1e-6;
+
+// Where each (token, choice) went: made by ExpertDispatch, used by GroupedGemm and ExpertCombine.
+struct DispatchPlan {
+  TensorView cu_rows;    // i32 [num_experts + 1]
+  TensorView row_token;  // i32 [num_tokens * top_k]: the token of each grouped row; valid up to
+                         // cu_rows[num_experts]
+  TensorView token_row;  // i32 [num_tokens, top_k]: the grouped row of each choice, -1 for none
+};
+
+// What    groups (token, choice) pairs by expert, within an expert by token, then by choice
+// Shapes  topk_idx i32 [num_tokens, top_k], -1 = none; the plan's views are filled
+// Edge    what of row_token lies past cu_rows[num_experts] is not written
+// Error   exact
+struct ExpertDispatchArgs {
+  TensorView topk_idx;
+  DispatchPlan plan;
+};
+
+// What    out[t] = sum_j topk_weights[t, j] * expert_out[token_row[t, j]] in the order of j,
+//         then + shared[t]
+// Shapes  expert_out [num_rows, hidden] f32; topk_weights [num_tokens, top_k] f32;
+//         shared [num_tokens, hidden] f32 or absent; out [num_tokens, hidden] f32
+// Edge    choices with row -1 add nothing
+// Order   fixed: the token's own top-k order, shared experts last
+// Error   kExpertCombineTolerance of sum |w e| + |shared| against fp64
+struct ExpertCombineArgs {
+  TensorView expert_out;
+  DispatchPlan plan;
+  TensorView topk_weights;
+  TensorView shared;
+  TensorView out;
+};
+inline constexpr double kExpertCombineTolerance = 1e-6;
+
+}  // namespace jevons

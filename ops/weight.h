@@ -1,0 +1,42 @@
+// Weights of linear layers as a backend keeps them.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "base/tensor_view.h"
+
+namespace jevons {
+
+// Rows of one stored matrix, host memory, read only during PackWeight.
+struct WeightPart {
+  TensorView data;   // [rows, k], f32 f16 bf16 or f8_e4m3, contiguous rows
+  TensorView scale;  // f8_e4m3 only: f32 [ceil(rows / 128), ceil(k / 128)]; value = f8 * scale
+};
+
+// groups[g] is the list of parts that are stacked by rows into the matrix [n, k] of group g (an
+// expert, a head; one group for a plain linear layer). All groups have the same n and k.
+struct WeightSpec {
+  std::vector<std::vector<WeightPart>> groups;
+};
+
+// A packed weight, owned by the caller, usable only with the backend that made it. Immutable, so
+// thread-safe.
+class Weight {
+ public:
+  Weight(int32_t num_groups, int64_t n, int64_t k) : num_groups_(num_groups), n_(n), k_(k) {}
+  virtual ~Weight() = default;
+
+  int32_t num_groups() const { return num_groups_; }
+  int64_t n() const { return n_; }  // outputs
+  int64_t k() const { return k_; }  // inputs
+  // Bytes held, and so the bytes that one use of every group reads.
+  virtual int64_t bytes() const = 0;
+
+ private:
+  int32_t num_groups_;
+  int64_t n_;
+  int64_t k_;
+};
+
+}  // namespace jevons
