@@ -22,12 +22,12 @@ set(may_include_bench ${folders})
 set(may_include_tests ${folders})
 set(may_include_tools "")
 
-# Single headers beyond the table: the engine picks a backend through its factory, and the binary's main
-# hands the command line over to the client.
+# Single headers beyond the table: the engine picks a backend through its factory, and the binary's subcommands
+# (jevons chat) reach the client.
 set(exceptions
     "^engine/[^ ]* includes cpu/cpu_backend\\.h$"
     "^engine/[^ ]* includes cuda/cuda_backend\\.h$"
-    "^server/main\\.cc includes client/[^ ]*$")
+    "^server/cmd_[a-z]+\\.cc includes client/[^ ]*$")
 
 set(grpc_headers "^(grpc|grpcpp|grpc\\+\\+)/|\\.grpc\\.pb\\.h$")
 set(grpc_folders server client proto bench tests)

@@ -58,6 +58,8 @@ function(jevons_test_binary name)
   cmake_parse_arguments(ARG "" "TIMEOUT" "SRCS;DEPS;LABELS;ENV" ${ARGN})
   add_executable(${name} ${ARG_SRCS})
   target_link_libraries(${name} PRIVATE ${ARG_DEPS} GTest::gtest GTest::gmock GTest::gtest_main)
+  # Tests are compiled more often than they run.
+  target_compile_options(${name} PRIVATE $<$<NOT:$<CONFIG:Debug>>:-O1>)
   target_compile_definitions(${name} PRIVATE JEVONS_SOURCE_DIR="${CMAKE_SOURCE_DIR}"
                                              JEVONS_SHARED_DIR="${JEVONS_SHARED_DIR}")
 endfunction()

@@ -1,0 +1,54 @@
+# The short way to everything. Each target installs what it lacks (tools/setup.sh) and builds what it needs.
+.SUFFIXES:
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+.PHONY: help setup build serve test bench format asan tsan clang clean
+
+# What `make serve` serves, and further flags for it, as in ARGS="--grpc-port 9000".
+MODEL ?= tools/demo_model/checkpoint
+ARGS ?=
+JOBS ?= $(shell tools/jobs.sh)
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
+
+setup: ## install the Debian packages that are missing
+	@tools/setup.sh
+
+# Ninja configures again by itself when a CMakeLists.txt changes, but knows nothing of the presets.
+build/build.ninja: CMakePresets.json | setup
+	cmake --preset dev
+	@touch $@
+
+build/release/build.ninja: CMakePresets.json | setup
+	cmake --preset release
+	@touch $@
+
+build: build/build.ninja ## build everything
+	cmake --build build -j $(JOBS)
+
+serve: build/build.ninja ## build the server and start it: MODEL=<folder> ARGS="<flags>"
+	@cmake --build build -j $(JOBS) --target jevons
+	@exec build/jevons serve --model "$(MODEL)" $(ARGS)
+
+test: ## build everything, run every test and check
+	@tools/test.sh
+
+bench: build/release/build.ninja ## build for speed and measure: ARGS="<flags>"
+	@cmake --build build/release -j $(JOBS) --target jevons_bench
+	build/release/bench/jevons_bench $(ARGS)
+
+format: setup ## format the C++ sources
+	@tools/format.sh
+
+asan: ## run the tests with the address and undefined-behaviour sanitizers
+	@tools/test.sh asan
+
+tsan: ## run the tests without the server with the thread sanitizer
+	@tools/test.sh tsan
+
+clang: ## build with clang and its thread analysis, and run the tests
+	@tools/test.sh clang
+
+clean: ## remove build/
+	rm -rf build
