@@ -1,0 +1,245 @@
+#include "model/model_weights.h"
+
+#include <cstring>
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "model/tensor_specs.h"
+
+namespace jevons {
+namespace {
+
+float LoadValue(const TensorView& t, int64_t index) {
+  const char* at = static_cast<const char*>(t.data) + index * DTypeBytes(t.dtype);
+  uint16_t half = 0;
+  float single = 0;
+  switch (t.dtype) {
+    case DType::kF32:
+      std::memcpy(&single, at, sizeof(single));
+      return single;
+    case DType::kBF16:
+      std::memcpy(&half, at, sizeof(half));
+      return Bf16ToFloat(half);
+    case DType::kF16:
+      std::memcpy(&half, at, sizeof(half));
+      return F16ToFloat(half);
+    case DType::kF8E4M3:
+      return F8E4M3ToFloat(static_cast<uint8_t>(*at));
+    default:
+      CHECK(false);
+  }
+  return 0;
+}
+
+// Host memory with its view, for matrices that the checkpoint does not hold as the model wants
+// them.
+struct HostMatrix {
+  std::vector<char> bytes;
+  TensorView view;
+
+  HostMatrix(DType dtype, int64_t rows, int64_t cols) : bytes(rows * cols * DTypeBytes(dtype)) {
+    view = TensorView(bytes.data(), dtype, {rows, cols});
+  }
+};
+
+// One call of LoadModelWeights.
+class Loader {
+ public:
+  Loader(const ModelConfig& config, const Checkpoint& checkpoint, Backend& backend)
+      : config_(config), checkpoint_(checkpoint), backend_(backend) {}
+
+  absl::StatusOr<ModelWeights> Load(const LoadProgress& progress) {
+    ModelWeights out;
+    ASSIGN_OR_RETURN(const TensorView table, checkpoint_.Find(kEmbedTensor));
+    ASSIGN_OR_RETURN(out.embedding, backend_.Upload(table));
+    for (int32_t i = 0; i < config_.num_hidden_layers; ++i) {
+      ASSIGN_OR_RETURN(LayerWeights layer, LoadLayer(i));
+      out.layers.push_back(std::move(layer));
+      for (const std::string& name : read_) checkpoint_.Release(name);
+      read_.clear();
+      if (progress) progress(i + 1, config_.num_hidden_layers);
+    }
+    ASSIGN_OR_RETURN(out.final_norm, Vector("model.norm.weight"));
+    ASSIGN_OR_RETURN(const std::string head, HeadTensorName(config_, checkpoint_));
+    ASSIGN_OR_RETURN(out.head, Matrix({head}));
+    out.matrix_bytes = matrix_bytes_;
+    return out;
+  }
+
+ private:
+  absl::StatusOr<LayerWeights> LoadLayer(int32_t layer_idx) {
+    const std::string prefix = absl::StrCat("model.layers.", layer_idx, ".");
+    LayerWeights out;
+    ASSIGN_OR_RETURN(out.input_norm, Vector(prefix + "input_layernorm.weight"));
+    ASSIGN_OR_RETURN(out.post_attention_norm, Vector(prefix + "post_attention_layernorm.weight"));
+    ASSIGN_OR_RETURN(out.attention, LoadAttention(prefix + "self_attn."));
+    const std::string mlp = prefix + "mlp.";
+    if (!config_.IsMoeLayer(layer_idx)) {
+      ASSIGN_OR_RETURN(out.dense, LoadMlp({mlp}));
+      return out;
+    }
+    ASSIGN_OR_RETURN(out.moe.router, Matrix({mlp + "gate.weight"}));
+    if (config_.topk_method == "noaux_tc") {
+      ASSIGN_OR_RETURN(out.moe.router_bias, Vector(mlp + "gate.e_score_correction_bias"));
+    }
+    std::vector<std::string> experts;
+    for (int32_t e = 0; e < config_.n_routed_experts; ++e) {
+      experts.push_back(absl::StrCat(mlp, "experts.", e, "."));
+    }
+    ASSIGN_OR_RETURN(out.moe.experts, LoadMlp(experts));
+    if (config_.n_shared_experts > 0) {
+      ASSIGN_OR_RETURN(out.moe.shared, LoadMlp({mlp + "shared_experts."}));
+    }
+    return out;
+  }
+
+  absl::StatusOr<AttentionWeights> LoadAttention(const std::string& prefix) {
+    const bool q_lora = config_.q_lora_rank > 0;
+    AttentionWeights out;
+    const std::string q = prefix + (q_lora ? "q_a_proj" : "q_proj");
+    const std::string kv_a = prefix + "kv_a_proj_with_mqa";
+    ASSIGN_OR_RETURN(out.qkv_a, Matrix({q + ".weight", kv_a + ".weight"}));
+    ASSIGN_OR_RETURN(out.kv_a_norm, Vector(prefix + "kv_a_layernorm.weight"));
+    if (q_lora) {
+      ASSIGN_OR_RETURN(out.q_a_norm, Vector(prefix + "q_a_layernorm.weight"));
+      ASSIGN_OR_RETURN(out.q_b, Matrix({prefix + "q_b_proj.weight"}));
+    }
+    RETURN_IF_ERROR(LoadKvB(prefix + "kv_b_proj.weight", out));
+    ASSIGN_OR_RETURN(out.o, Matrix({prefix + "o_proj.weight"}));
+    if (config_.attention_bias) {
+      ASSIGN_OR_RETURN(std::vector<float> bias, Values(kv_a + ".bias"));
+      std::vector<float> q_bias(config_.num_attention_heads * config_.qk_head_dim(), 0.0f);
+      if (q_lora) {
+        ASSIGN_OR_RETURN(q_bias, Values(q + ".bias"));
+      }
+      bias.insert(bias.begin(), q_bias.begin(), q_bias.end());
+      ASSIGN_OR_RETURN(out.qkv_a_bias, UploadFloats(bias));
+      ASSIGN_OR_RETURN(out.o_bias, Vector(prefix + "o_proj.bias"));
+    }
+    return out;
+  }
+
+  // Rows of head h in kv_b: qk_nope_head_dim of UK, then v_head_dim of UV. An f8 matrix becomes f32
+  // first, because a head's rows cut through its scale blocks.
+  absl::Status LoadKvB(const std::string& name, AttentionWeights& out) {
+    ASSIGN_OR_RETURN(TensorView kv_b, Find(name));
+    const int64_t rows = kv_b.dim(0);
+    const int64_t r = kv_b.dim(1);
+    const int64_t nope = config_.qk_nope_head_dim;
+    const int64_t v = config_.v_head_dim;
+    HostMatrix expanded(DType::kF32, kv_b.dtype == DType::kF8E4M3 ? rows : 0, r);
+    if (kv_b.dtype == DType::kF8E4M3) {
+      ASSIGN_OR_RETURN(const TensorView scale, Find(name + "_scale_inv"));
+      const int64_t scale_cols = scale.dim(1);
+      for (int64_t i = 0; i < rows * r; ++i) {
+        const int64_t block = (i / r / kScaleBlock) * scale_cols + i % r / kScaleBlock;
+        expanded.view.ptr<float>()[i] = LoadValue(kv_b, i) * LoadValue(scale, block);
+      }
+      kv_b = expanded.view;
+    }
+    const int64_t value_bytes = DTypeBytes(kv_b.dtype);
+    WeightSpec uk, uv;
+    std::vector<HostMatrix> transposed;
+    for (int64_t h = 0; h < config_.num_attention_heads; ++h) {
+      const TensorView head = kv_b.Slice(h * (nope + v), nope);
+      HostMatrix& t = transposed.emplace_back(kv_b.dtype, r, nope);
+      const char* from = static_cast<const char*>(head.data);
+      for (int64_t i = 0; i < nope; ++i) {
+        for (int64_t j = 0; j < r; ++j) {
+          std::memcpy(&t.bytes[(j * nope + i) * value_bytes], from + (i * r + j) * value_bytes,
+                      value_bytes);
+        }
+      }
+      uk.groups.push_back({{.data = t.view, .scale = {}}});
+      uv.groups.push_back({{.data = kv_b.Slice(h * (nope + v) + nope, v), .scale = {}}});
+    }
+    ASSIGN_OR_RETURN(out.uk, Pack(uk, name));
+    ASSIGN_OR_RETURN(out.uv, Pack(uv, name));
+    return absl::OkStatus();
+  }
+
+  // One group for each prefix ("...mlp.experts.3.").
+  absl::StatusOr<MlpWeights> LoadMlp(const std::vector<std::string>& prefixes) {
+    WeightSpec gate_up, down;
+    for (const std::string& prefix : prefixes) {
+      ASSIGN_OR_RETURN(WeightPart gate, Part(prefix + "gate_proj.weight"));
+      ASSIGN_OR_RETURN(WeightPart up, Part(prefix + "up_proj.weight"));
+      ASSIGN_OR_RETURN(WeightPart down_part, Part(prefix + "down_proj.weight"));
+      gate_up.groups.push_back({gate, up});
+      down.groups.push_back({down_part});
+    }
+    MlpWeights out;
+    ASSIGN_OR_RETURN(out.gate_up, Pack(gate_up, prefixes[0] + "gate_proj.weight"));
+    ASSIGN_OR_RETURN(out.down, Pack(down, prefixes[0] + "down_proj.weight"));
+    return out;
+  }
+
+  // The named matrices stacked by rows.
+  absl::StatusOr<std::unique_ptr<Weight>> Matrix(const std::vector<std::string>& names) {
+    WeightSpec spec;
+    spec.groups.emplace_back();
+    for (const std::string& name : names) {
+      ASSIGN_OR_RETURN(WeightPart part, Part(name));
+      spec.groups[0].push_back(part);
+    }
+    return Pack(spec, names[0]);
+  }
+
+  absl::StatusOr<std::unique_ptr<Weight>> Pack(const WeightSpec& spec, const std::string& name) {
+    auto packed = backend_.PackWeight(spec);
+    if (!packed.ok()) {
+      return absl::Status(packed.status().code(),
+                          absl::StrCat(name, ": ", packed.status().message()));
+    }
+    matrix_bytes_ += (*packed)->bytes();
+    return packed;
+  }
+
+  absl::StatusOr<WeightPart> Part(const std::string& name) {
+    WeightPart part;
+    ASSIGN_OR_RETURN(part.data, Find(name));
+    if (part.data.dtype == DType::kF8E4M3) {
+      ASSIGN_OR_RETURN(part.scale, Find(name + "_scale_inv"));
+    }
+    return part;
+  }
+
+  absl::StatusOr<TensorView> Find(const std::string& name) {
+    read_.push_back(name);
+    return checkpoint_.Find(name);
+  }
+
+  absl::StatusOr<std::vector<float>> Values(const std::string& name) {
+    ASSIGN_OR_RETURN(const TensorView stored, Find(name));
+    std::vector<float> out(stored.num_elements());
+    for (size_t i = 0; i < out.size(); ++i) out[i] = LoadValue(stored, static_cast<int64_t>(i));
+    return out;
+  }
+
+  absl::StatusOr<DeviceTensor> UploadFloats(std::vector<float>& values) {
+    return backend_.Upload(
+        TensorView(values.data(), DType::kF32, {static_cast<int64_t>(values.size())}));
+  }
+
+  // Norm weights and biases are kept in f32.
+  absl::StatusOr<DeviceTensor> Vector(const std::string& name) {
+    ASSIGN_OR_RETURN(std::vector<float> values, Values(name));
+    return UploadFloats(values);
+  }
+
+  const ModelConfig& config_;
+  const Checkpoint& checkpoint_;
+  Backend& backend_;
+  std::vector<std::string> read_;
+  int64_t matrix_bytes_ = 0;
+};
+
+}  // namespace
+
+absl::StatusOr<ModelWeights> LoadModelWeights(const ModelConfig& config,
+                                              const Checkpoint& checkpoint, Backend& backend,
+                                              const LoadProgress& progress) {
+  return Loader(config, checkpoint, backend).Load(progress);
+}
+
+}  // namespace jevons

@@ -1,0 +1,69 @@
+// The weights of a DeepSeek V2 or V3 model, packed for a backend.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "base/status.h"
+#include "model/checkpoint.h"
+#include "model/config.h"
+#include "ops/backend.h"
+
+namespace jevons {
+
+// q_proj (or q_a_proj) and kv_a_proj_with_mqa read the same input and are one matrix here, query
+// rows first. kv_b_proj is cut per head into UK and UV, UK transposed: the absorbed form.
+struct AttentionWeights {
+  DeviceTensor q_a_norm;  // absent without q_lora_rank
+  DeviceTensor kv_a_norm;
+  std::unique_ptr<Weight> qkv_a;
+  DeviceTensor qkv_a_bias;      // absent unless attention_bias
+  std::unique_ptr<Weight> q_b;  // null without q_lora_rank
+  std::unique_ptr<Weight> uk;   // per head [kv_lora_rank, qk_nope_head_dim]
+  std::unique_ptr<Weight> uv;   // per head [v_head_dim, kv_lora_rank]
+  std::unique_ptr<Weight> o;
+  DeviceTensor o_bias;  // absent unless attention_bias
+};
+
+// gate rows, then up rows, in one matrix.
+struct MlpWeights {
+  std::unique_ptr<Weight> gate_up;
+  std::unique_ptr<Weight> down;
+};
+
+struct MoeWeights {
+  std::unique_ptr<Weight> router;
+  DeviceTensor router_bias;  // absent but for noaux_tc
+  MlpWeights experts;        // one group an expert
+  MlpWeights shared;         // null weights without shared experts
+};
+
+struct LayerWeights {
+  DeviceTensor input_norm;
+  DeviceTensor post_attention_norm;
+  AttentionWeights attention;
+  MlpWeights dense;  // of a dense layer
+  MoeWeights moe;    // of a MoE layer
+};
+
+struct ModelWeights {
+  DeviceTensor embedding;
+  std::vector<LayerWeights> layers;
+  DeviceTensor final_norm;
+  std::unique_ptr<Weight> head;
+
+  // Bytes of the packed matrices: what a step that meets every weight reads.
+  int64_t matrix_bytes = 0;
+};
+
+// Called after each layer with layers done and all layers.
+using LoadProgress = std::function<void(int32_t done, int32_t total)>;
+
+// Reads and packs every tensor; the checkpoint may be dropped afterwards. Tensors must have passed
+// CheckTensors.
+absl::StatusOr<ModelWeights> LoadModelWeights(const ModelConfig& config,
+                                              const Checkpoint& checkpoint, Backend& backend,
+                                              const LoadProgress& progress = {});
+
+}  // namespace jevons
