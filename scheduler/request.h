@@ -1,0 +1,20 @@
+// What the scheduler knows of a request. Immutable once submitted.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "absl/time/time.h"
+
+namespace jevons {
+
+enum class FinishReason { kNone, kStop, kLength, kToolCalls, kCancelled, kDeadline, kError };
+
+struct Request {
+  uint64_t id = 0;
+  std::vector<int32_t> prompt_ids = {};  // at least one
+  int32_t max_new_tokens = 0;            // at least one
+  absl::Time deadline = absl::InfiniteFuture();
+};
+
+}  // namespace jevons

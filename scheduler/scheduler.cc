@@ -1,0 +1,187 @@
+#include "scheduler/scheduler.h"
+
+#include <algorithm>
+
+#include "base/check.h"
+
+namespace jevons {
+namespace {
+
+// Blocks that the sequence still needs for the tokens that it has, plus the next one.
+int64_t MissingBlocks(const Sequence& sequence) {
+  return BlocksFor(int64_t{sequence.num_tokens()} + 1) -
+         static_cast<int64_t>(sequence.block_table.size());
+}
+
+}  // namespace
+
+Scheduler::Scheduler(const SchedulerConfig& config, BlockManager* blocks)
+    : config_(config), blocks_(blocks) {
+  CHECK(config.max_num_seqs >= 1);
+  CHECK(config.max_num_batched_tokens >= config.max_num_seqs);
+  CHECK(config.max_prefill_chunk_tokens >= 0);
+  const auto num_seqs = static_cast<size_t>(config.max_num_seqs);
+  const auto num_tokens = static_cast<size_t>(config.max_num_batched_tokens);
+  running_.reserve(num_seqs);
+  batch_.entries.reserve(num_seqs);
+  batch_.cu_seqlens_q.reserve(num_seqs + 1);
+  batch_.context_lens.reserve(num_seqs);
+  batch_.token_ids.reserve(num_tokens);
+  batch_.positions.reserve(num_tokens);
+  batch_.slot_mapping.reserve(num_tokens);
+}
+
+void Scheduler::Add(Sequence* sequence) {
+  CHECK(sequence->state == Sequence::State::kWaiting);
+  CHECK(sequence->num_computed == 0 && sequence->block_table.empty());
+  CHECK(sequence->num_prompt_tokens() >= 1 && sequence->request.max_new_tokens >= 1);
+  CHECK(BlocksFor(int64_t{sequence->num_prompt_tokens()} + sequence->request.max_new_tokens) <=
+        blocks_->num_blocks());
+  waiting_.push_back(sequence);
+}
+
+const Batch& Scheduler::Schedule() {
+  CHECK(!in_step_);
+  batch_.entries.clear();
+  batch_.token_ids.clear();
+  batch_.positions.clear();
+  batch_.slot_mapping.clear();
+  batch_.context_lens.clear();
+  batch_.cu_seqlens_q.assign(1, 0);
+  Budget budget = {.tokens = config_.max_num_batched_tokens};
+  PlanRunning(budget);
+  PlanWaiting(budget);
+  FillBlockTables();
+  in_step_ = !batch_.empty();
+  return batch_;
+}
+
+void Scheduler::PlanRunning(Budget& budget) {
+  for (size_t i = 0; i < running_.size(); ++i) {
+    Sequence* sequence = running_[i];
+    const auto num_younger = static_cast<int32_t>(running_.size() - i - 1);
+    const int32_t num_tokens = ChunkTokens(*sequence, budget.tokens - num_younger);
+    if (num_tokens == 0) continue;
+    // Only younger sequences are preempted, and they have no entry yet: no planned entry is ever
+    // taken back.
+    if (!GrowTable(i, sequence->num_computed + num_tokens)) return;
+    AppendEntry(sequence, num_tokens, budget);
+  }
+}
+
+// A sequence that this step has preempted is not admitted again in it: it is the head, and wants at
+// least the blocks that it gave back, of which an older one has taken some.
+void Scheduler::PlanWaiting(Budget& budget) {
+  while (!waiting_.empty() && num_running() < config_.max_num_seqs && budget.tokens > 0) {
+    Sequence* sequence = waiting_.front();
+    if (MissingBlocks(*sequence) > blocks_->num_free() - budget.promised_blocks) return;
+    waiting_.pop_front();
+    running_.push_back(sequence);
+    sequence->state = Sequence::State::kRunning;
+    const int64_t max_tokens =
+        int64_t{sequence->num_prompt_tokens()} + sequence->request.max_new_tokens;
+    sequence->token_ids.reserve(static_cast<size_t>(max_tokens));
+    sequence->block_table.reserve(static_cast<size_t>(BlocksFor(max_tokens)));
+    const int32_t num_tokens = ChunkTokens(*sequence, budget.tokens);
+    CHECK(GrowTable(running_.size() - 1, num_tokens));
+    AppendEntry(sequence, num_tokens, budget);
+  }
+}
+
+int32_t Scheduler::ChunkTokens(const Sequence& sequence, int32_t max_tokens) const {
+  const int32_t num_left = sequence.num_tokens() - sequence.num_computed;
+  const int32_t max_chunk = config_.max_prefill_chunk_tokens;
+  return std::min({num_left, max_tokens, max_chunk > 0 ? max_chunk : max_tokens});
+}
+
+bool Scheduler::GrowTable(size_t running_idx, int32_t num_tokens) {
+  Sequence* sequence = running_[running_idx];
+  const auto num_blocks = static_cast<size_t>(BlocksFor(num_tokens));
+  while (sequence->block_table.size() < num_blocks) {
+    std::optional<BlockRef> block = blocks_->Allocate();
+    if (block.has_value()) {
+      sequence->block_table.push_back(*std::move(block));
+      continue;
+    }
+    PreemptYoungest();
+    if (running_.size() == running_idx) return false;
+  }
+  return true;
+}
+
+void Scheduler::PreemptYoungest() {
+  Sequence* victim = running_.back();
+  running_.pop_back();
+  victim->block_table.clear();
+  victim->num_computed = 0;
+  victim->state = Sequence::State::kWaiting;
+  ++victim->num_preemptions;
+  ++num_preemptions_;
+  waiting_.push_front(victim);
+}
+
+void Scheduler::AppendEntry(Sequence* sequence, int32_t num_tokens, Budget& budget) {
+  const int32_t begin = sequence->num_computed;
+  const int32_t end = begin + num_tokens;
+  batch_.entries.push_back({.sequence = sequence,
+                            .num_tokens = num_tokens,
+                            .first_position = begin,
+                            .samples = end == sequence->num_tokens()});
+  for (int32_t position = begin; position < end; ++position) {
+    const int64_t block_id = sequence->block_table[position / kKvBlockTokens].block_id();
+    batch_.token_ids.push_back(sequence->token_ids[position]);
+    batch_.positions.push_back(position);
+    batch_.slot_mapping.push_back(block_id * kKvBlockTokens + position % kKvBlockTokens);
+  }
+  batch_.cu_seqlens_q.push_back(batch_.num_tokens());
+  batch_.context_lens.push_back(end);
+  budget.tokens -= num_tokens;
+  budget.promised_blocks += MissingBlocks(*sequence);
+}
+
+void Scheduler::FillBlockTables() {
+  size_t max_blocks = 0;
+  for (const BatchEntry& entry : batch_.entries) {
+    max_blocks = std::max(max_blocks, entry.sequence->block_table.size());
+  }
+  batch_.max_blocks = static_cast<int32_t>(max_blocks);
+  batch_.block_tables.resize(batch_.entries.size() * max_blocks);
+  auto row = batch_.block_tables.begin();
+  for (const BatchEntry& entry : batch_.entries) {
+    const BlockTable& table = entry.sequence->block_table;
+    const auto padding = std::transform(table.begin(), table.end(), row,
+                                        [](const BlockRef& block) { return block.block_id(); });
+    row += static_cast<int64_t>(max_blocks);
+    std::fill(padding, row, 0);
+  }
+}
+
+void Scheduler::Update(std::span<const int32_t> sampled) {
+  in_step_ = false;
+  size_t num_taken = 0;
+  for (const BatchEntry& entry : batch_.entries) {
+    entry.sequence->num_computed += entry.num_tokens;
+    if (!entry.samples) continue;
+    CHECK(num_taken < sampled.size());
+    const int32_t token_id = sampled[num_taken++];
+    if (token_id != kSkip) entry.sequence->token_ids.push_back(token_id);
+  }
+  CHECK(num_taken == sampled.size());
+}
+
+void Scheduler::Finish(Sequence* sequence) {
+  CHECK(!in_step_);
+  if (sequence->state == Sequence::State::kRunning) {
+    const auto it = std::find(running_.begin(), running_.end(), sequence);
+    CHECK(it != running_.end());
+    running_.erase(it);
+  } else if (sequence->state == Sequence::State::kWaiting) {
+    const auto it = std::find(waiting_.begin(), waiting_.end(), sequence);
+    CHECK(it != waiting_.end());
+    waiting_.erase(it);
+  }
+  sequence->block_table.clear();
+  sequence->state = Sequence::State::kFinished;
+}
+
+}  // namespace jevons

@@ -1,0 +1,91 @@
+// Decides what each step computes. Host logic only: no clock, no device, no model.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <span>
+#include <vector>
+
+#include "base/status.h"
+#include "scheduler/batch.h"
+#include "scheduler/block_manager.h"
+
+namespace jevons {
+
+struct SchedulerConfig {
+  int32_t max_num_seqs = 64;             // running sequences, >= 1
+  int32_t max_num_batched_tokens = 512;  // query tokens a step, >= max_num_seqs
+  int32_t max_prefill_chunk_tokens = 0;  // of one prompt in one step; 0: no limit of its own
+};
+
+// Engine thread only.
+//
+// A step serves running sequences first, oldest first, and keeps a token of the budget for each of
+// them, so decode never waits for a prompt; what is left goes to prompts in order of arrival. When
+// blocks run out, the youngest running sequence is preempted: it gives back its blocks, goes to the
+// head of the queue, and is later computed anew from its tokens.
+//
+// Every sequence finishes. Running is a prefix of the order of arrival, waiting the rest: admission
+// takes the head, preemption puts the youngest back as head. The oldest running sequence loses its
+// blocks to nobody and advances in each step, since alone it fits the pool; when it is done, the
+// next one is the oldest. With none running, every block is free, and the head is admitted.
+class Scheduler {
+ public:
+  Scheduler(const SchedulerConfig& config, BlockManager* blocks);
+
+  // Puts a waiting sequence at the back of the queue. It must fit the pool alone:
+  // BlocksFor(prompt + max_new_tokens) <= num_blocks, which the caller has checked.
+  void Add(Sequence* sequence);
+
+  // Plans a step. The batch is valid until the next call. Empty only if no sequence waits or runs.
+  // No allocation once the batch has had its largest size, but for the first admission of a
+  // sequence, which reserves what it may grow to.
+  const Batch& Schedule();
+
+  // Ends the step: `sampled[i]` is the new token of the i-th entry that samples. kSkip appends
+  // nothing: such a sequence has no token left to compute, gets no entry any more, and waits for
+  // Finish.
+  static constexpr int32_t kSkip = -1;
+  void Update(std::span<const int32_t> sampled);
+
+  // Takes a sequence out, in any state, and returns its blocks; none that is finished already
+  // changes. Never between Schedule and Update.
+  void Finish(Sequence* sequence);
+
+  int32_t num_waiting() const { return static_cast<int32_t>(waiting_.size()); }
+  int32_t num_running() const { return static_cast<int32_t>(running_.size()); }
+  int64_t num_preemptions() const { return num_preemptions_; }
+
+  // Every invariant of scheduler and blocks; INTERNAL with the first one broken.
+  absl::Status CheckIntegrity() const;
+
+ private:
+  struct Budget {
+    int32_t tokens = 0;  // of this step, not yet given away
+    int64_t promised_blocks =
+        0;  // free, but running sequences need them for the tokens that they have, plus one
+  };
+
+  void PlanRunning(Budget& budget);
+  void PlanWaiting(Budget& budget);
+  int32_t ChunkTokens(const Sequence& sequence, int32_t max_tokens) const;
+  // Makes room for the first `num_tokens` tokens of running_[running_idx], preempting younger
+  // sequences; false if it was the youngest itself and is preempted.
+  bool GrowTable(size_t running_idx, int32_t num_tokens);
+  void PreemptYoungest();
+  void AppendEntry(Sequence* sequence, int32_t num_tokens, Budget& budget);
+  void FillBlockTables();
+  absl::Status CheckRunning(const Sequence& sequence, int32_t num_planned) const;
+  absl::Status CheckBatch() const;
+  absl::Status CheckEntry(size_t entry_idx) const;
+
+  const SchedulerConfig config_;
+  BlockManager* const blocks_;
+  std::deque<Sequence*> waiting_;
+  std::vector<Sequence*> running_;  // by age, oldest first
+  Batch batch_;
+  bool in_step_ = false;  // between Schedule and Update
+  int64_t num_preemptions_ = 0;
+};
+
+}  // namespace jevons

@@ -1,0 +1,135 @@
+// Scheduler::CheckIntegrity, apart from what the scheduler does.
+#include "absl/strings/str_cat.h"
+#include "scheduler/scheduler.h"
+
+namespace jevons {
+namespace {
+
+template <typename... Args>
+absl::Status Broken(const Args&... args) {
+  return absl::InternalError(absl::StrCat(args...));
+}
+
+absl::Status CheckWaiting(const Sequence& sequence) {
+  const uint64_t id = sequence.request.id;
+  if (sequence.state != Sequence::State::kWaiting) {
+    return Broken("sequence ", id, " is in the queue, but its state is not kWaiting");
+  }
+  if (sequence.num_computed != 0 || !sequence.block_table.empty()) {
+    return Broken("waiting sequence ", id, " has ", sequence.num_computed, " computed tokens and ",
+                  sequence.block_table.size(), " blocks");
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status Scheduler::CheckIntegrity() const {
+  RETURN_IF_ERROR(blocks_->CheckIntegrity());
+  if (num_running() > config_.max_num_seqs) {
+    return Broken(num_running(), " sequences run, more than max_num_seqs ", config_.max_num_seqs);
+  }
+  for (const Sequence* sequence : waiting_) RETURN_IF_ERROR(CheckWaiting(*sequence));
+
+  std::vector<bool> seen(static_cast<size_t>(blocks_->num_blocks()));
+  int64_t num_owned = 0;
+  size_t entry_idx = 0;
+  for (const Sequence* sequence : running_) {
+    int32_t num_planned = 0;
+    if (in_step_ && entry_idx < batch_.entries.size() &&
+        batch_.entries[entry_idx].sequence == sequence) {
+      num_planned = batch_.entries[entry_idx++].num_tokens;
+    }
+    RETURN_IF_ERROR(CheckRunning(*sequence, num_planned));
+    for (const BlockRef& block : sequence->block_table) {
+      const int32_t block_id = block.block_id();
+      if (block_id < 0 || block_id >= blocks_->num_blocks() || seen[block_id]) {
+        return Broken("block ", block_id, " of sequence ", sequence->request.id,
+                      " does not exist or is in two places");
+      }
+      seen[block_id] = true;
+      ++num_owned;
+    }
+  }
+  if (num_owned + blocks_->num_free() != blocks_->num_blocks()) {
+    return Broken(num_owned, " blocks in tables and ", blocks_->num_free(), " free make not ",
+                  blocks_->num_blocks());
+  }
+  if (!in_step_) return absl::OkStatus();
+  if (entry_idx != batch_.entries.size()) {
+    return Broken("entry ", entry_idx, " of the step is of no running sequence, or out of order");
+  }
+  return CheckBatch();
+}
+
+absl::Status Scheduler::CheckRunning(const Sequence& sequence, int32_t num_planned) const {
+  const uint64_t id = sequence.request.id;
+  if (sequence.state != Sequence::State::kRunning) {
+    return Broken("sequence ", id, " runs, but its state is not kRunning");
+  }
+  const int64_t num_held = int64_t{sequence.num_computed} + num_planned;
+  if (sequence.num_computed < 0 || num_held > sequence.num_tokens()) {
+    return Broken("sequence ", id, " has ", sequence.num_computed, " computed and ", num_planned,
+                  " planned tokens of ", sequence.num_tokens());
+  }
+  if (static_cast<int64_t>(sequence.block_table.size()) != BlocksFor(num_held)) {
+    return Broken("sequence ", id, " has ", sequence.block_table.size(), " blocks for ", num_held,
+                  " tokens, not ", BlocksFor(num_held));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Scheduler::CheckBatch() const {
+  const size_t num_entries = batch_.entries.size();
+  const size_t num_tokens = batch_.token_ids.size();
+  if (batch_.num_tokens() > config_.max_num_batched_tokens) {
+    return Broken("the step has ", num_tokens, " tokens, more than max_num_batched_tokens ",
+                  config_.max_num_batched_tokens);
+  }
+  if (batch_.positions.size() != num_tokens || batch_.slot_mapping.size() != num_tokens ||
+      batch_.cu_seqlens_q.size() != num_entries + 1 || batch_.context_lens.size() != num_entries ||
+      batch_.block_tables.size() != num_entries * static_cast<size_t>(batch_.max_blocks)) {
+    return Broken("the arrays of the step have not the sizes of ", num_entries, " entries and ",
+                  num_tokens, " tokens");
+  }
+  for (size_t i = 0; i < num_entries; ++i) RETURN_IF_ERROR(CheckEntry(i));
+  return absl::OkStatus();
+}
+
+absl::Status Scheduler::CheckEntry(size_t entry_idx) const {
+  const BatchEntry& entry = batch_.entries[entry_idx];
+  const Sequence& sequence = *entry.sequence;
+  const int32_t begin = batch_.cu_seqlens_q[entry_idx];
+  const int32_t end = entry.first_position + entry.num_tokens;
+  if (entry.num_tokens < 1 || entry.first_position != sequence.num_computed ||
+      entry.samples != (end == sequence.num_tokens()) || batch_.context_lens[entry_idx] != end ||
+      batch_.cu_seqlens_q[entry_idx + 1] != begin + entry.num_tokens) {
+    return Broken("entry ", entry_idx, " of the step does not fit sequence ", sequence.request.id);
+  }
+  const std::span<const int32_t> table =
+      std::span(batch_.block_tables)
+          .subspan(entry_idx * static_cast<size_t>(batch_.max_blocks),
+                   static_cast<size_t>(batch_.max_blocks));
+  for (size_t i = 0; i < table.size(); ++i) {
+    const bool padding = i >= sequence.block_table.size();
+    const int32_t block_id = padding ? 0 : sequence.block_table[i].block_id();
+    if (table[i] == block_id) continue;
+    return Broken("block ", i, " of entry ", entry_idx, " of the step is ", table[i], ", not ",
+                  block_id);
+  }
+  for (int32_t i = 0; i < entry.num_tokens; ++i) {
+    const int32_t position = entry.first_position + i;
+    const int32_t block_id = sequence.block_table[position / kKvBlockTokens].block_id();
+    const int64_t slot = int64_t{block_id} * kKvBlockTokens + position % kKvBlockTokens;
+    const auto row = static_cast<size_t>(begin + i);
+    if (batch_.positions[row] != position ||
+        batch_.token_ids[row] != sequence.token_ids[position] || batch_.slot_mapping[row] != slot ||
+        table[position / kKvBlockTokens] != block_id) {
+      return Broken("token ", row, " of the step is not token ", position, " of sequence ",
+                    sequence.request.id, " in slot ", slot);
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace jevons

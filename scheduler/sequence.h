@@ -1,0 +1,30 @@
+// A request in work.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "scheduler/block_manager.h"
+#include "scheduler/request.h"
+
+namespace jevons {
+
+// Engine thread only. Owned by the engine; the scheduler points to it between Add and Finish.
+struct Sequence {
+  enum class State { kWaiting, kRunning, kFinished };
+
+  explicit Sequence(Request r) : request(std::move(r)), token_ids(request.prompt_ids) {}
+
+  int32_t num_tokens() const { return static_cast<int32_t>(token_ids.size()); }
+  int32_t num_prompt_tokens() const { return static_cast<int32_t>(request.prompt_ids.size()); }
+  int32_t num_new_tokens() const { return num_tokens() - num_prompt_tokens(); }
+
+  Request request;
+  std::vector<int32_t> token_ids;  // prompt, then what was sampled
+  int32_t num_computed = 0;        // tokens whose keys are in the cache
+  BlockTable block_table;
+  State state = State::kWaiting;
+  int32_t num_preemptions = 0;
+};
+
+}  // namespace jevons
