@@ -1,0 +1,77 @@
+// The step loop: joins scheduler and model on one thread.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "base/clock.h"
+#include "base/status.h"
+#include "engine/generation.h"
+#include "engine/token_stream.h"
+#include "model/chat_format.h"
+#include "model/config.h"
+#include "model/tokenizer.h"
+
+namespace jevons {
+
+enum class BackendKind { kAuto, kCpu };
+
+struct EngineOptions {
+  std::string model_folder;
+  std::string model_name;  // empty: the folder's own name
+  BackendKind backend = BackendKind::kAuto;
+  std::string cpu_target;     // empty: the best of this machine; else baseline, avx2, avx512
+  int32_t num_threads = 0;    // 0: the CPUs that this process may use
+  int32_t max_num_seqs = 32;  // [1, 1024]
+  int32_t max_num_batched_tokens = 512;  // [max_num_seqs, 65536]
+  int32_t max_prefill_chunk_tokens = 0;  // 0: no limit of its own
+  int32_t max_model_len = 0;             // 0: what model and KV pool allow
+  int64_t kv_cache_tokens = 0;  // 0: max_num_seqs * max_model_len, at most a quarter of free memory
+  int32_t max_queued_requests = 1024;  // [1, 1000000]
+};
+
+struct EngineStats {
+  int64_t num_queued = 0;
+  int64_t num_running = 0;
+  int64_t num_blocks = 0;
+  int64_t num_free_blocks = 0;
+  int64_t num_steps = 0;
+  int64_t num_preemptions = 0;
+  int64_t num_requests = 0;       // accepted since start
+  int64_t num_prompt_tokens = 0;  // computed since start
+  int64_t num_new_tokens = 0;
+};
+
+// Thread-safe. Owns the engine thread, which owns every sequence, the scheduler and the blocks.
+class Engine {
+ public:
+  virtual ~Engine() = default;  // drains with no patience: running requests end with kCancelled
+
+  // Loads the model and starts the thread. Errors name flag, limit and value, or the file at fault.
+  static absl::StatusOr<std::unique_ptr<Engine>> Create(const EngineOptions& options,
+                                                        const Clock* clock);
+
+  // Queues a request. INVALID_ARGUMENT as ValidateGeneration; RESOURCE_EXHAUSTED when
+  // max_queued_requests wait; UNAVAILABLE while draining. After OK the stream gets exactly one End,
+  // whatever happens. `ready`: see TokenStream.
+  virtual absl::StatusOr<std::shared_ptr<TokenStream>> Submit(GenerationRequest request,
+                                                              std::function<void()> ready = {}) = 0;
+
+  // Takes no more requests, lets the accepted ones finish for at most `patience`, ends the rest
+  // with UNAVAILABLE, and stops the thread. May be called again with no effect.
+  virtual void Drain(absl::Duration patience) = 0;
+
+  virtual EngineStats stats() const = 0;
+  // Blocks, scheduler and sequences agree; run on the engine thread between two steps.
+  virtual absl::Status CheckIntegrity() = 0;
+
+  virtual const ModelConfig& config() const = 0;
+  virtual const Tokenizer& tokenizer() const = 0;
+  virtual const ChatFormat& chat_format() const = 0;
+  virtual const GenerationLimits& limits() const = 0;
+  virtual const EngineOptions& options() const = 0;  // resolved: no zeros left
+  virtual std::string backend_description() const = 0;
+};
+
+}  // namespace jevons

@@ -1,0 +1,149 @@
+#include "engine/loaded_model.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <limits>
+#include <set>
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "base/log.h"
+#include "base/strings.h"
+#include "cpu/cpu_backend.h"
+#include "engine/no_tokenizer.h"
+#include "model/tensor_specs.h"
+#include "scheduler/block_manager.h"
+
+namespace jevons {
+namespace {
+
+absl::Status CheckRange(absl::string_view flag, int64_t value, int64_t low, int64_t high) {
+  if (value >= low && value <= high) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat(flag, " must be in [", low, ", ", high, "], given ", value));
+}
+
+absl::Status CheckOptions(const EngineOptions& o) {
+  constexpr int64_t kMax = std::numeric_limits<int32_t>::max();
+  RETURN_IF_ERROR(CheckRange("threads", o.num_threads, 0, 1024));
+  RETURN_IF_ERROR(CheckRange("max-num-seqs", o.max_num_seqs, 1, 1024));
+  RETURN_IF_ERROR(
+      CheckRange("max-num-batched-tokens", o.max_num_batched_tokens, o.max_num_seqs, 65536));
+  RETURN_IF_ERROR(CheckRange("max-prefill-chunk-tokens", o.max_prefill_chunk_tokens, 0, 65536));
+  RETURN_IF_ERROR(CheckRange("max-model-len", o.max_model_len, 0, kMax));
+  RETURN_IF_ERROR(CheckRange("kv-cache-tokens", o.kv_cache_tokens, 0, kMax));
+  return CheckRange("max-queued-requests", o.max_queued_requests, 1, 1'000'000);
+}
+
+// MemAvailable, in bytes; 0 where the system does not say.
+int64_t AvailableMemory() {
+  std::ifstream in("/proc/meminfo");
+  std::string key;
+  int64_t kib = 0;
+  std::string unit;
+  while (in >> key >> kib) {
+    if (key == "MemAvailable:") return kib * 1024;
+    std::getline(in, unit);
+  }
+  return 0;
+}
+
+// Fills max_model_len and kv_cache_tokens where they are 0, and the number of blocks.
+absl::Status ResolveMemory(const ModelConfig& config, EngineOptions& options, int32_t& num_blocks) {
+  if (options.max_model_len > config.max_position_embeddings) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("max-model-len must be at most the model's max_position_embeddings, ",
+                     config.max_position_embeddings, ", given ", options.max_model_len));
+  }
+  const bool len_given = options.max_model_len > 0;
+  if (!len_given) options.max_model_len = config.max_position_embeddings;
+  if (options.kv_cache_tokens == 0) {
+    const int64_t bytes_per_token = KvBytesPerToken(KvLayers(config));
+    const int64_t affordable = AvailableMemory() / 4 / bytes_per_token;
+    const int64_t useful = int64_t{options.max_num_seqs} * options.max_model_len;
+    options.kv_cache_tokens = std::clamp<int64_t>(std::min(affordable, useful), kKvBlockTokens,
+                                                  std::numeric_limits<int32_t>::max() / 2);
+  }
+  num_blocks = static_cast<int32_t>(BlocksFor(options.kv_cache_tokens));
+  options.kv_cache_tokens = int64_t{num_blocks} * kKvBlockTokens;
+  if (!len_given && options.max_model_len > options.kv_cache_tokens) {
+    options.max_model_len = static_cast<int32_t>(options.kv_cache_tokens);
+  }
+  return absl::OkStatus();
+}
+
+std::vector<int32_t> EndIds(const ModelConfig& config, const ChatFormat& chat_format) {
+  std::set<int32_t> ids(config.eos_token_ids.begin(), config.eos_token_ids.end());
+  ids.insert(chat_format.turn_end_ids().begin(), chat_format.turn_end_ids().end());
+  return std::vector<int32_t>(ids.begin(), ids.end());
+}
+
+}  // namespace
+
+absl::StatusOr<LoadedModel> LoadModel(const EngineOptions& options) {
+  RETURN_IF_ERROR(CheckOptions(options));
+  const std::string& folder = options.model_folder;
+  if (!std::filesystem::is_directory(folder)) {
+    return absl::NotFoundError(absl::StrCat("model: no folder ", folder));
+  }
+  ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(folder));
+  ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint, Checkpoint::Open(folder));
+  RETURN_IF_ERROR(CheckTensors(config, *checkpoint));
+  if (StoredHeadDiffers(config, *checkpoint)) {
+    LogWarning(
+        "stored_head_ignored",
+        {{"why", "tie_word_embeddings is true and lm_head.weight differs from the embedding"}});
+  }
+  std::unique_ptr<Tokenizer> tokenizer;
+  std::unique_ptr<ChatFormat> chat_format;
+  if (std::filesystem::exists(folder + "/tokenizer.json")) {
+    ASSIGN_OR_RETURN(tokenizer, Tokenizer::Load(folder));
+    ASSIGN_OR_RETURN(chat_format, ChatFormat::Load(folder, *tokenizer));
+  }
+  EngineOptions resolved = options;
+  if (resolved.model_name.empty()) {
+    const std::filesystem::path path = std::filesystem::weakly_canonical(folder);
+    resolved.model_name = path.filename().string();
+  }
+  return LoadModel(resolved, config, *checkpoint, std::move(tokenizer), std::move(chat_format));
+}
+
+absl::StatusOr<LoadedModel> LoadModel(const EngineOptions& options, const ModelConfig& config,
+                                      const Checkpoint& checkpoint,
+                                      std::unique_ptr<Tokenizer> tokenizer,
+                                      std::unique_ptr<ChatFormat> chat_format) {
+  RETURN_IF_ERROR(CheckOptions(options));
+  LoadedModel out;
+  out.config = config;
+  out.options = options;
+  out.tokenizer =
+      tokenizer ? std::move(tokenizer) : std::make_unique<NoTokenizer>(config.vocab_size);
+  out.chat_format = chat_format ? std::move(chat_format) : std::make_unique<NoChatFormat>();
+  out.end_ids = EndIds(config, *out.chat_format);
+  if (out.options.num_threads == 0) out.options.num_threads = UsableCpus();
+  ASSIGN_OR_RETURN(const CpuTarget target, ParseCpuTarget(options.cpu_target));
+  ASSIGN_OR_RETURN(out.backend,
+                   CreateCpuBackend({.num_threads = out.options.num_threads, .target = target}));
+  const absl::Time start = absl::Now();
+  ASSIGN_OR_RETURN(ModelWeights weights, LoadModelWeights(config, checkpoint, *out.backend));
+  LogInfo("weights_loaded",
+          {{"gigabytes", absl::StrFormat("%.2f", static_cast<double>(weights.matrix_bytes) / 1e9)},
+           {"seconds", absl::StrFormat("%.1f", absl::ToDoubleSeconds(absl::Now() - start))}});
+  RETURN_IF_ERROR(ResolveMemory(config, out.options, out.num_blocks));
+  ASSIGN_OR_RETURN(out.runner,
+                   ModelRunner::Create(config, std::move(weights), out.backend.get(),
+                                       {.max_tokens = out.options.max_num_batched_tokens,
+                                        .max_positions = out.options.max_model_len,
+                                        .max_logits_rows = kMaxLogitsRows,
+                                        .num_blocks = out.num_blocks,
+                                        .block_tokens = kKvBlockTokens}));
+  out.limits.vocab_size = config.vocab_size;
+  out.limits.num_tokens = std::min(config.vocab_size, out.tokenizer->num_tokens());
+  out.limits.max_model_len = out.options.max_model_len;
+  out.limits.kv_cache_tokens = out.options.kv_cache_tokens;
+  return out;
+}
+
+}  // namespace jevons

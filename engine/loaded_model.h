@@ -1,0 +1,42 @@
+// Everything that one served model consists of, ready to run.
+#pragma once
+
+#include <memory>
+
+#include "base/status.h"
+#include "engine/engine.h"
+#include "model/checkpoint.h"
+#include "model/model_runner.h"
+#include "ops/backend.h"
+
+namespace jevons {
+
+// Rows of logits that are held at once: a long scored prompt goes through in slices.
+inline constexpr int32_t kMaxLogitsRows = 64;
+
+struct LoadedModel {
+  ModelConfig config;
+  std::unique_ptr<Tokenizer> tokenizer;
+  std::unique_ptr<ChatFormat> chat_format;
+  std::unique_ptr<Backend> backend;
+  std::unique_ptr<ModelRunner> runner;  // uses `backend`
+  EngineOptions options;                // resolved
+  std::vector<int32_t> end_ids;         // of the model's files and its chat template, rising
+  GenerationLimits limits;
+  int32_t num_blocks = 0;
+};
+
+// From a checkpoint folder. A folder without tokenizer.json loads: prompts are then token ids
+// alone.
+absl::StatusOr<LoadedModel> LoadModel(const EngineOptions& options);
+
+// From tensors that the caller provides (a bench, a test); `tokenizer` may be null.
+absl::StatusOr<LoadedModel> LoadModel(const EngineOptions& options, const ModelConfig& config,
+                                      const Checkpoint& checkpoint,
+                                      std::unique_ptr<Tokenizer> tokenizer,
+                                      std::unique_ptr<ChatFormat> chat_format);
+
+// Engine::Create for a model that is loaded already.
+std::unique_ptr<Engine> StartEngine(LoadedModel model, const Clock* clock);
+
+}  // namespace jevons
