@@ -1,0 +1,51 @@
+// The subcommands of the binary.
+#pragma once
+
+#include <functional>
+#include <string>
+
+#include "CLI/CLI.hpp"
+#include "absl/strings/str_cat.h"
+#include "base/status.h"
+
+namespace jevons {
+
+constexpr int kExitOk = 0;
+constexpr int kExitError = 1;
+constexpr int kExitUsage = 2;
+
+// What main read from the environment.
+struct Environment {
+  std::string cpu_target;  // JEVONS_CPU_TARGET
+  std::string home;        // HOME
+};
+
+// What the chosen subcommand does once the command line is parsed; returns the exit code.
+using CommandRun = std::function<int()>;
+
+// Each adds one subcommand. When it is chosen, `run` is set.
+void AddServe(CLI::App& app, const Environment& environment, CommandRun& run);
+void AddGenerate(CLI::App& app, const Environment& environment, CommandRun& run);
+void AddChat(CLI::App& app, const Environment& environment, CommandRun& run);
+void AddTokenize(CLI::App& app, CommandRun& run);
+void AddRender(CLI::App& app, CommandRun& run);
+void AddInspect(CLI::App& app, CommandRun& run);
+
+// Prints "error: ..." to stderr. The exit code is kExitError.
+int Fail(const absl::Status& status);
+// The same for a command line that makes no sense: kExitUsage.
+int FailUsage(const std::string& text);
+
+// A check of a numeric flag whose error text has limits and value. NaN is out of range.
+template <typename T>
+CLI::Validator InRange(T low, T high) {
+  const auto check = [low, high](std::string& text) {
+    T value{};
+    if (CLI::detail::lexical_cast(text, value) && value >= low && value <= high)
+      return std::string();
+    return absl::StrCat("must be in [", low, ", ", high, "], given ", text);
+  };
+  return CLI::Validator(check, absl::StrCat("in [", low, ", ", high, "]"));
+}
+
+}  // namespace jevons

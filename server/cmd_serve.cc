@@ -1,0 +1,153 @@
+#include <algorithm>
+#include <atomic>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <thread>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "engine/engine.h"
+#include "server/cmd.h"
+#include "server/library_logs.h"
+#include "server/server.h"
+#include "server/signals.h"
+
+namespace jevons {
+namespace {
+
+constexpr int64_t kMaxCount = 2147483647;
+constexpr absl::Duration kPoll = absl::Milliseconds(100);
+constexpr absl::Duration kAbortTime = absl::Seconds(2);
+
+struct ServeFlags {
+  EngineOptions engine;
+  ServerOptions server;
+  std::string backend = "auto";
+  int32_t drain_seconds = 300;
+};
+
+// Loading and stopping take their time, and signals must be heard meanwhile: both run beside this.
+class Background {
+ public:
+  explicit Background(std::function<void()> work)
+      : thread_([this, work = std::move(work)] {
+          work();
+          done_ = true;
+        }) {}
+  ~Background() { thread_.join(); }
+  bool done() const { return done_; }
+
+ private:
+  std::atomic<bool> done_{false};
+  std::thread thread_;
+};
+
+void PrintReady(const Engine& engine, const Server& server) {
+  const EngineOptions& o = engine.options();
+  const GenerationLimits& limits = engine.limits();
+  std::printf(
+      "jevons %s ready listen=%s model=%s backend=\"%s\" threads=%d max_num_seqs=%d "
+      "max_num_batched_tokens=%d max_prefill_chunk_tokens=%d max_model_len=%d kv_cache_tokens=%lld "
+      "max_queued_requests=%d\n",
+      JEVONS_VERSION, server.address().c_str(), o.model_name.c_str(),
+      engine.backend_description().c_str(), o.num_threads, o.max_num_seqs, o.max_num_batched_tokens,
+      o.max_prefill_chunk_tokens, limits.max_model_len,
+      static_cast<long long>(limits.kv_cache_tokens), o.max_queued_requests);
+  std::fflush(stdout);
+}
+
+void Stop(const StopSignals& signals, Server& server, absl::Duration patience) {
+  LogInfo("draining", {{"seconds", absl::ToInt64Seconds(patience)}});
+  absl::Time end = absl::InfiniteFuture();
+  const Background drain([&] { server.Drain(patience); });
+  while (!drain.done()) {
+    if (signals.Wait(kPoll)) {
+      LogWarning("stopping_at_once");
+      server.AbortAll();
+      end = std::min(end, absl::Now() + kAbortTime);
+    }
+    if (absl::Now() >= end) std::_Exit(kExitError);
+  }
+}
+
+int RunServe(const ServeFlags& flags) {
+  if (flags.engine.max_num_batched_tokens < flags.engine.max_num_seqs) {
+    return FailUsage(absl::StrCat("--max-num-batched-tokens must be at least --max-num-seqs, ",
+                                  flags.engine.max_num_seqs, ", given ",
+                                  flags.engine.max_num_batched_tokens));
+  }
+  RouteLibraryLogs();
+  const StopSignals signals;
+  const RealClock clock;
+  absl::StatusOr<std::unique_ptr<Engine>> engine = absl::UnknownError("");
+  {
+    const Background load([&] { engine = Engine::Create(flags.engine, &clock); });
+    while (!load.done()) {
+      if (signals.Wait(kPoll)) std::_Exit(kExitError);
+    }
+  }
+  if (!engine.ok()) return Fail(engine.status());
+  auto server = Server::Start(flags.server, engine->get());
+  if (!server.ok()) return Fail(server.status());
+  PrintReady(**engine, **server);
+  while (!signals.Wait(absl::Hours(1))) continue;
+  Stop(signals, **server, absl::Seconds(flags.drain_seconds));
+  LogInfo("stopped");
+  return kExitOk;
+}
+
+}  // namespace
+
+void AddServe(CLI::App& app, const Environment& environment, CommandRun& run) {
+  const auto flags = std::make_shared<ServeFlags>();
+  CLI::App& cmd = *app.add_subcommand("serve", "Serve a model over gRPC");
+  EngineOptions& engine = flags->engine;
+  engine.cpu_target = environment.cpu_target;
+  cmd.add_option("--model", engine.model_folder, "Checkpoint folder")->required();
+  cmd.add_option("--listen", flags->server.listen, "HOST:PORT; port 0 takes a free one")
+      ->capture_default_str();
+  cmd.add_option("--backend", flags->backend, "Where to compute")
+      ->check(CLI::IsMember({"auto", "cpu"}))
+      ->capture_default_str();
+  cmd.add_option("--max-num-seqs", engine.max_num_seqs, "Sequences that run at the same time")
+      ->check(InRange<int64_t>(1, 1024))
+      ->capture_default_str();
+  cmd.add_option("--max-num-batched-tokens", engine.max_num_batched_tokens,
+                 "Tokens of one step, at least --max-num-seqs")
+      ->check(InRange<int64_t>(1, 65536))
+      ->capture_default_str();
+  cmd.add_option("--max-model-len", engine.max_model_len,
+                 "Tokens of prompt and answer; 0: what model and KV cache allow")
+      ->check(InRange<int64_t>(0, kMaxCount))
+      ->capture_default_str();
+  cmd.add_option(
+         "--kv-cache-tokens", engine.kv_cache_tokens,
+         "Tokens of the whole KV cache; 0: what is useful, at most a quarter of free memory")
+      ->check(InRange<int64_t>(0, kMaxCount))
+      ->capture_default_str();
+  cmd.add_option("--threads", engine.num_threads, "0: the CPUs that the process may use")
+      ->check(InRange<int64_t>(0, 1024))
+      ->capture_default_str();
+  cmd.add_option("--max-prefill-chunk-tokens", engine.max_prefill_chunk_tokens,
+                 "Prompt tokens of one sequence in one step; 0: no limit of its own")
+      ->check(InRange<int64_t>(0, 65536))
+      ->capture_default_str();
+  cmd.add_option("--max-queued-requests", engine.max_queued_requests, "More are refused")
+      ->check(InRange<int64_t>(1, 1'000'000))
+      ->capture_default_str();
+  cmd.add_option("--max-message-mb", flags->server.max_message_mb, "Largest request in MiB")
+      ->check(InRange<int64_t>(1, 2047))
+      ->capture_default_str();
+  cmd.add_option("--drain-seconds", flags->drain_seconds,
+                 "How long accepted requests may go on after SIGTERM; a second signal ends at once")
+      ->check(InRange<int64_t>(0, 86400))
+      ->capture_default_str();
+  cmd.add_option("--model-name", engine.model_name, "Name for clients; default: the folder's");
+  cmd.callback([&run, flags] {
+    flags->engine.backend = flags->backend == "cpu" ? BackendKind::kCpu : BackendKind::kAuto;
+    run = [flags] { return RunServe(*flags); };
+  });
+}
+
+}  // namespace jevons

@@ -1,0 +1,27 @@
+// The gRPC service Inference.
+#pragma once
+
+#include <memory>
+
+#include "engine/engine.h"
+#include "grpcpp/impl/service_type.h"
+
+namespace jevons {
+
+// Thread-safe. Destroy it after the grpc::Server that it is registered with has shut down.
+class GrpcService {
+ public:
+  virtual ~GrpcService() = default;
+
+  // `engine` outlives it.
+  static std::unique_ptr<GrpcService> Create(Engine* engine);
+
+  virtual grpc::Service* service() = 0;
+
+  // Ends every open Generate call, and every later one, with `status`.
+  virtual void AbortAll(const absl::Status& status) = 0;
+  // False if Generate calls are still open after `timeout`.
+  virtual bool WaitIdle(absl::Duration timeout) = 0;
+};
+
+}  // namespace jevons

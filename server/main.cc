@@ -1,0 +1,52 @@
+// The binary `jevons`: reads the command line and the environment, runs one subcommand.
+#include <clocale>
+#include <cstdio>
+#include <cstdlib>
+
+#include "server/cmd.h"
+
+namespace jevons {
+namespace {
+
+std::string Variable(const char* name) {
+  const char* value = std::getenv(name);
+  return value == nullptr ? "" : value;
+}
+
+int Main(int argc, char** argv) {
+  std::setlocale(LC_CTYPE, "");  // for editing lines that are not ASCII
+  const Environment environment{.cpu_target = Variable("JEVONS_CPU_TARGET"),
+                                .home = Variable("HOME")};
+  CLI::App app("Serves and runs DeepSeek-style reasoning models.", "jevons");
+  app.set_version_flag("--version", std::string("jevons ") + JEVONS_VERSION);
+  app.require_subcommand(1);
+  CommandRun run;
+  AddServe(app, environment, run);
+  AddGenerate(app, environment, run);
+  AddChat(app, environment, run);
+  AddTokenize(app, run);
+  AddRender(app, run);
+  AddInspect(app, run);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? kExitOk : kExitUsage;
+  }
+  return run();
+}
+
+}  // namespace
+
+int Fail(const absl::Status& status) {
+  std::fprintf(stderr, "error: %s\n", std::string(status.message()).c_str());
+  return kExitError;
+}
+
+int FailUsage(const std::string& text) {
+  std::fprintf(stderr, "error: %s\nRun with --help for more information.\n", text.c_str());
+  return kExitUsage;
+}
+
+}  // namespace jevons
+
+int main(int argc, char** argv) { return jevons::Main(argc, argv); }

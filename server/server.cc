@@ -1,0 +1,164 @@
+#include "server/server.h"
+
+#include <netdb.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <mutex>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "grpcpp/ext/proto_server_reflection_plugin.h"
+#include "grpcpp/health_check_service_interface.h"
+#include "grpcpp/server.h"
+#include "grpcpp/server_builder.h"
+#include "server/error_text.h"
+#include "server/grpc_service.h"
+
+namespace jevons {
+namespace {
+
+constexpr int kMinPingIntervalMs = 9'000;  // "every 10 s", with room for jitter
+constexpr int kServerPingMs = 30'000;  // with the next line: a dead peer is noticed within a minute
+constexpr int kServerPingTimeoutMs = 20'000;
+constexpr int kMaxConnectionIdleMs = 900'000;            // above the idle limits of common proxies
+constexpr absl::Duration kFlushTime = absl::Seconds(5);  // for a client that reads slowly
+constexpr absl::Duration kCloseTime =
+    absl::Seconds(1);  // for idle clients to close their connections
+constexpr char kServiceName[] = "jevons.v1.Inference";
+
+struct HostPort {
+  std::string host;
+  std::string port;
+};
+
+absl::StatusOr<HostPort> ParseListen(const std::string& listen) {
+  const size_t colon = listen.rfind(':');
+  int32_t port = -1;
+  const bool has_port = colon != std::string::npos && colon > 0 &&
+                        absl::SimpleAtoi(listen.substr(colon + 1), &port) && port >= 0 &&
+                        port <= 65535;
+  if (!has_port) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "listen must be HOST:PORT with a port in [0, 65535], given ", QuoteValue(listen)));
+  }
+  HostPort out{.host = listen.substr(0, colon), .port = absl::StrCat(port)};
+  if (out.host.size() > 2 && out.host.front() == '[' && out.host.back() == ']') {
+    out.host = out.host.substr(1, out.host.size() - 2);
+  }
+  return out;
+}
+
+// Why nobody can listen there; gRPC itself does not tell.
+std::string ListenFault(const HostPort& address) {
+  addrinfo hints = {};
+  hints.ai_socktype = SOCK_STREAM;
+  hints.ai_flags = AI_PASSIVE;
+  addrinfo* found = nullptr;
+  const int rc = getaddrinfo(address.host.c_str(), address.port.c_str(), &hints, &found);
+  if (rc != 0) return gai_strerror(rc);
+  std::string fault = "unknown reason";
+  const int fd = socket(found->ai_family, SOCK_STREAM, 0);
+  if (fd >= 0) {
+    const int on = 1;
+    setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
+    if (bind(fd, found->ai_addr, found->ai_addrlen) != 0 || listen(fd, 1) != 0) {
+      fault = std::strerror(errno);
+    }
+    close(fd);
+  }
+  freeaddrinfo(found);
+  return fault;
+}
+
+class ServerImpl : public Server {
+ public:
+  explicit ServerImpl(Engine* engine) : engine_(engine), service_(GrpcService::Create(engine)) {}
+
+  ~ServerImpl() override {
+    service_->AbortAll(absl::UnavailableError("the server is shutting down"));
+    ShutdownServer(kFlushTime);
+  }
+
+  absl::Status Listen(const ServerOptions& options) {
+    ASSIGN_OR_RETURN(const HostPort parsed, ParseListen(options.listen));
+    grpc::ServerBuilder builder;
+    int port = 0;
+    builder.AddListeningPort(options.listen, grpc::InsecureServerCredentials(), &port);
+    builder.RegisterService(service_->service());
+    builder.SetMaxReceiveMessageSize(options.max_message_mb << 20);
+    // Else a second server on the port would silently take half of the connections.
+    builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+    builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS,
+                               kMinPingIntervalMs);
+    builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+    builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, kServerPingMs);
+    builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kServerPingTimeoutMs);
+    builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
+    builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_IDLE_MS, kMaxConnectionIdleMs);
+    server_ = builder.BuildAndStart();
+    if (server_ == nullptr || port == 0) {
+      return absl::UnavailableError(
+          absl::StrCat("listen: cannot listen on ", options.listen, ": ", ListenFault(parsed)));
+    }
+    address_ = absl::StrCat(options.listen.substr(0, options.listen.rfind(':')), ":", port);
+    SetHealth(Health::kServing);
+    return absl::OkStatus();
+  }
+
+  const std::string& address() const override { return address_; }
+
+  void Drain(absl::Duration patience) override {
+    SetHealth(Health::kNotServing);
+    engine_->Drain(patience);
+    const bool idle = service_->WaitIdle(kFlushTime);
+    ShutdownServer(idle ? kCloseTime : absl::ZeroDuration());
+  }
+
+  void AbortAll() override {
+    service_->AbortAll(absl::UnavailableError("the server was told to stop at once"));
+  }
+
+ private:
+  enum class Health { kServing, kNotServing };
+
+  void SetHealth(Health health) {
+    grpc::HealthCheckServiceInterface* service = server_->GetHealthCheckService();
+    if (service == nullptr) return;
+    service->SetServingStatus(health == Health::kServing);
+    service->SetServingStatus(kServiceName, health == Health::kServing);
+  }
+
+  // A client that does not read could hold its call for ever: after `patience` gRPC cancels it.
+  void ShutdownServer(absl::Duration patience) {
+    std::call_once(shutdown_, [this, patience] {
+      if (server_ == nullptr) return;
+      server_->Shutdown(std::chrono::system_clock::now() + absl::ToChronoMilliseconds(patience));
+      server_->Wait();
+    });
+  }
+
+  Engine* const engine_;
+  const std::unique_ptr<GrpcService> service_;
+  std::unique_ptr<grpc::Server> server_;  // below `service_`: it goes first
+  std::string address_;
+  std::once_flag shutdown_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& options,
+                                                      Engine* engine) {
+  static std::once_flag plugins;
+  std::call_once(plugins, [] {
+    grpc::EnableDefaultHealthCheckService(true);
+    grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+  });
+  auto out = std::make_unique<ServerImpl>(engine);
+  RETURN_IF_ERROR(out->Listen(options));
+  return out;
+}
+
+}  // namespace jevons
