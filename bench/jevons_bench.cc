@@ -1,0 +1,234 @@
+// `make bench`: what this machine can do, and how much of it a model gets. See docs/performance.md
+// for the method.
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_format.h"
+#include "bench/ceilings.h"
+#include "bench/model_driver.h"
+#include "bench/random_checkpoint.h"
+#include "cpu/cpu_backend.h"
+#include "model/tensor_specs.h"
+
+namespace jevons {
+namespace {
+
+constexpr int32_t kBatch = 8;
+constexpr int32_t kDepth = 4096;
+constexpr int32_t kPrefill = 512;
+
+struct Flags {
+  std::string json_path = "build/bench.jsonl";
+  std::string demo_folder = "tools/demo_model/checkpoint";
+  int32_t layers = 9;
+  int32_t rounds = 7;
+  int32_t threads = 0;
+};
+
+// DeepSeek-V2-Lite's published dimensions, fewer layers.
+ModelConfig V2LiteConfig(int32_t num_layers) {
+  ModelConfig c;
+  c.model_type = "deepseek_v2";
+  c.vocab_size = 102400;
+  c.hidden_size = 2048;
+  c.intermediate_size = 10944;
+  c.moe_intermediate_size = 1408;
+  c.num_hidden_layers = num_layers;
+  c.num_attention_heads = 16;
+  c.kv_lora_rank = 512;
+  c.qk_nope_head_dim = 128;
+  c.qk_rope_head_dim = 64;
+  c.v_head_dim = 128;
+  c.n_routed_experts = 64;
+  c.n_shared_experts = 2;
+  c.num_experts_per_tok = 6;
+  c.topk_method = "greedy";
+  c.scoring_func = "softmax";
+  c.first_k_dense_replace = 1;
+  c.rms_norm_eps = 1e-6;
+  c.rope_theta = 10000;
+  c.rope_scaling = {.yarn = true, .factor = 40, .mscale = 0.707, .mscale_all_dim = 0.707};
+  c.max_position_embeddings = 163840;
+  return c;
+}
+
+double Median(std::vector<double> values) {
+  std::nth_element(values.begin(), values.begin() + values.size() / 2, values.end());
+  return values[values.size() / 2];
+}
+
+// Rows of the report, printed and written as JSON lines.
+class Report {
+ public:
+  explicit Report(const std::string& path) : file_(std::fopen(path.c_str(), "w")) {
+    if (file_ == nullptr) std::fprintf(stderr, "cannot write %s\n", path.c_str());
+  }
+  ~Report() {
+    if (file_ != nullptr) std::fclose(file_);
+  }
+
+  // `fraction` below 0: no limit. `detail`: more JSON members, ready made, with a leading comma.
+  void Add(const std::string& name, double value, const std::string& unit, double fraction = -1,
+           const std::string& detail = "") {
+    std::string line =
+        absl::StrFormat(R"({"name": "%s", "value": %.6g, "unit": "%s")", name, value, unit);
+    if (fraction >= 0) absl::StrAppendFormat(&line, R"(, "fraction_of_limit": %.4f)", fraction);
+    line += detail + "}";
+    if (file_ != nullptr) std::fprintf(file_, "%s\n", line.c_str());
+    const std::string share =
+        fraction >= 0 ? absl::StrFormat("%5.1f %% of limit", 100 * fraction) : "";
+    std::printf("%-28s %10.2f %-10s %s\n", name.c_str(), value, unit.c_str(), share.c_str());
+    std::fflush(stdout);
+  }
+
+ private:
+  std::FILE* file_;
+};
+
+// One kind of step, measured once a round.
+struct Case {
+  std::string name;
+  int32_t num_seqs;
+  int32_t num_tokens;
+  int32_t depth;
+  std::vector<double> seconds = {};
+  std::vector<double> limits = {};  // least seconds by this round's ceilings
+  OpTotals totals = {};
+
+  double tokens_per_second() const { return num_seqs * num_tokens / Median(seconds); }
+  // Of the rounds' own ceilings, so that a neighbour on the machine shows on both sides.
+  double fraction() const {
+    std::vector<double> out;
+    for (size_t i = 0; i < seconds.size(); ++i) out.push_back(limits[i] / seconds[i]);
+    return Median(out);
+  }
+};
+
+struct Ceilings {
+  double bytes_per_second = 0;
+  double flops = 0;
+};
+
+// Decode is held against the bytes it must read, prefill against the multiply-adds it must do.
+double LeastSeconds(const OpTotals& totals, const Ceilings& ceilings) {
+  return std::max((totals.weight_bytes + totals.cache_bytes) / ceilings.bytes_per_second,
+                  totals.flops / ceilings.flops);
+}
+
+absl::Status Measure(ModelDriver& driver, Case& c, const Ceilings& ceilings) {
+  ASSIGN_OR_RETURN(const StepTiming timing, driver.Step(c.num_seqs, c.num_tokens, c.depth));
+  c.seconds.push_back(timing.seconds);
+  c.limits.push_back(LeastSeconds(timing.totals, ceilings));
+  c.totals = timing.totals;
+  return absl::OkStatus();
+}
+
+absl::Status BenchModel(const std::string& prefix, ModelDriver& driver, int32_t rounds,
+                        int32_t depth, ThreadPool& pool, std::vector<Ceilings>& history,
+                        Report& report) {
+  Case b1{prefix + "decode_b1", 1, 1, 0};
+  Case b8{prefix + "decode_b8", kBatch, 1, 0};
+  Case prefill{prefix + "prefill_512", 1, kPrefill, 0};
+  Case deep{absl::StrFormat("%sdecode_b1_depth%d", prefix, depth), 1, 1, depth};
+  std::vector<double> b8_over_b1, deep_over_b1;
+  for (Case* c : {&b1, &b8, &prefill, &deep}) {  // warm up
+    ASSIGN_OR_RETURN(const StepTiming timing, driver.Step(c->num_seqs, c->num_tokens, c->depth));
+    static_cast<void>(timing);
+  }
+  for (int32_t round = 0; round < rounds; ++round) {
+    const Ceilings ceilings = {.bytes_per_second = MeasureReadBandwidth(pool) * 1e9,
+                               .flops = MeasureFmaRate(pool) * 1e9};
+    history.push_back(ceilings);
+    for (Case* c : {&b1, &b8, &deep, &prefill}) RETURN_IF_ERROR(Measure(driver, *c, ceilings));
+    b8_over_b1.push_back(kBatch * b1.seconds.back() / b8.seconds.back());
+    deep_over_b1.push_back(b1.seconds.back() / deep.seconds.back());
+  }
+  for (const Case* c : {&b1, &b8, &prefill, &deep}) {
+    report.Add(
+        c->name, c->tokens_per_second(), "tok/s", c->fraction(),
+        absl::StrFormat(R"(, "ms": %.3f, "weight_gb": %.4f, "cache_gb": %.4f, "gflop": %.3f)",
+                        1e3 * Median(c->seconds), c->totals.weight_bytes / 1e9,
+                        c->totals.cache_bytes / 1e9, c->totals.flops / 1e9));
+  }
+  report.Add(prefix + "decode_b8_over_b1", Median(b8_over_b1), "ratio");
+  report.Add(absl::StrFormat("%sdepth%d_over_depth0", prefix, depth), Median(deep_over_b1),
+             "ratio");
+  return absl::OkStatus();
+}
+
+absl::Status Run(const Flags& flags) {
+  const int32_t threads = flags.threads > 0 ? flags.threads : UsableCpus();
+  ThreadPool pool(threads);  // of the ceilings; each model's backend has its own
+  Report report(flags.json_path);
+  std::vector<Ceilings> history;
+  const auto backend = [&]() { return CreateCpuBackend({.num_threads = threads}); };
+
+  ASSIGN_OR_RETURN(const ModelConfig demo_config, LoadModelConfig(flags.demo_folder));
+  ASSIGN_OR_RETURN(const auto demo_checkpoint, Checkpoint::Open(flags.demo_folder));
+  ASSIGN_OR_RETURN(auto demo_backend, backend());
+  std::printf("%s\n", demo_backend->Description().c_str());
+  const int32_t demo_depth = demo_config.max_position_embeddings - kPrefill;
+  ASSIGN_OR_RETURN(
+      auto demo, ModelDriver::Create(demo_config, *demo_checkpoint, std::move(demo_backend), kBatch,
+                                     demo_config.max_position_embeddings, kPrefill));
+  RETURN_IF_ERROR(BenchModel("demo_", *demo, flags.rounds, demo_depth, pool, history, report));
+  demo.reset();
+
+  const ModelConfig config = V2LiteConfig(flags.layers);
+  ASSIGN_OR_RETURN(auto large_backend, backend());
+  std::printf("making a random model of DeepSeek-V2-Lite's dimensions, %d layers\n", flags.layers);
+  ASSIGN_OR_RETURN(
+      auto large, ModelDriver::Create(config, RandomCheckpoint(config, 1), std::move(large_backend),
+                                      kBatch, kDepth + kPrefill, kPrefill));
+  history.clear();
+  RETURN_IF_ERROR(BenchModel("", *large, flags.rounds, kDepth, pool, history, report));
+
+  std::vector<double> bandwidth, flops;
+  for (const Ceilings& c : history) {
+    bandwidth.push_back(c.bytes_per_second / 1e9);
+    flops.push_back(c.flops / 1e9);
+  }
+  report.Add("read_bandwidth", Median(bandwidth), "GB/s");
+  report.Add("fma_rate", Median(flops), "GFLOP/s");
+  return absl::OkStatus();
+}
+
+absl::StatusOr<Flags> ParseFlags(int argc, char** argv) {
+  Flags flags;
+  for (int i = 1; i < argc; i += 2) {
+    const std::string name = argv[i];
+    if (i + 1 >= argc) return absl::InvalidArgumentError("no value for " + name);
+    int32_t* number = name == "--layers"    ? &flags.layers
+                      : name == "--rounds"  ? &flags.rounds
+                      : name == "--threads" ? &flags.threads
+                                            : nullptr;
+    if (name == "--json") {
+      flags.json_path = argv[i + 1];
+    } else if (name == "--demo") {
+      flags.demo_folder = argv[i + 1];
+    } else if (number == nullptr || !absl::SimpleAtoi(argv[i + 1], number) || *number < 1) {
+      return absl::InvalidArgumentError(absl::StrFormat(
+          "%s %s is unknown or out of range; flags: --json PATH --demo DIR --layers N --rounds N "
+          "--threads N",
+          name, argv[i + 1]));
+    }
+  }
+  return flags;
+}
+
+}  // namespace
+}  // namespace jevons
+
+int main(int argc, char** argv) {
+  const auto flags = jevons::ParseFlags(argc, argv);
+  const absl::Status status = flags.ok() ? jevons::Run(*flags) : flags.status();
+  if (status.ok()) return 0;
+  std::fprintf(stderr, "jevons_bench: %s\n", std::string(status.message()).c_str());
+  return 1;
+}
