@@ -1,0 +1,285 @@
+#include "ops/linear.h"
+
+#include <limits>
+
+#include "tests/support/op_test.h"
+
+namespace jevons {
+namespace {
+
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+const DType kWeightTypes[] = {DType::kF32, DType::kF16, DType::kBF16, DType::kF8E4M3};
+
+// A weight of several groups, the rows of each split into `parts`. Owns what the spec points to.
+class TestWeight {
+ public:
+  TestWeight(Random& random, DType dtype, int64_t groups, std::vector<int64_t> parts, int64_t k) {
+    spec_.groups.resize(groups);
+    tensors_.reserve(2 * groups * parts.size());
+    for (auto& group : spec_.groups) {
+      for (int64_t rows : parts) {
+        TestTensor& data = tensors_.emplace_back(dtype, std::vector<int64_t>{rows, k});
+        data.FillNormal(random);
+        WeightPart part = {data.view(), {}};
+        if (dtype == DType::kF8E4M3) {
+          TestTensor& scale = tensors_.emplace_back(
+              DType::kF32, std::vector<int64_t>{(rows + 127) / 128, (k + 127) / 128});
+          for (int64_t i = 0; i < scale.size(); ++i) {
+            scale.at<float>(i) = static_cast<float>(0.001 + random.Uniform() * 0.01);
+          }
+          part.scale = scale.view();
+        }
+        group.push_back(part);
+      }
+    }
+  }
+  // The absolute values, for error bounds; only for types whose highest bit is the sign.
+  void DropSigns() {
+    for (TestTensor& tensor : tensors_) {
+      const int64_t width = DTypeBytes(tensor.view().dtype);
+      for (int64_t i = 0; i < tensor.size(); ++i) {
+        tensor.view().ptr<uint8_t>()[i * width + width - 1] &= 0x7F;
+      }
+    }
+  }
+  std::unique_ptr<Weight> Pack(Backend& backend) const {
+    auto weight = backend.PackWeight(spec_);
+    EXPECT_TRUE(weight.ok()) << weight.status();
+    return *std::move(weight);
+  }
+
+ private:
+  WeightSpec spec_;
+  std::vector<TestTensor> tensors_;
+};
+
+TestTensor Absolute(TestTensor tensor) {
+  for (int64_t i = 0; i < tensor.size(); ++i) tensor.at<float>(i) = std::abs(tensor.at<float>(i));
+  return tensor;
+}
+
+struct LinearCase {
+  DType dtype;
+  int64_t num_tokens;
+  std::vector<int64_t> parts;
+  int64_t k;
+  bool bias = false;
+  int64_t n() const {
+    int64_t sum = 0;
+    for (int64_t rows : parts) sum += rows;
+    return sum;
+  }
+};
+
+// sum_k |w x| of each output by the twin.
+ErrorBound SumBound(const TestTensor& sums, double tolerance) {
+  return [sums, tolerance](int64_t i, double want) {
+    return tolerance * (sums.Value(i) + std::abs(want)) + 1e-30;
+  };
+}
+
+Outputs RunLinear(Backend& backend, const LinearCase& c) {
+  Random random(kOpTestSeed);
+  TestWeight weight(random, c.dtype, 1, c.parts, c.k);
+  TestTensor x = NormalTensor(random, {c.num_tokens, c.k}, 3);
+  TestTensor bias = NormalTensor(random, {c.n()});
+  TestTensor out(DType::kF32, {c.num_tokens, c.n()}, 5);
+  const auto packed = weight.Pack(backend);
+  LinearArgs args = {x.view(), packed.get(), c.bias ? bias.view() : TensorView(), out.view()};
+  EXPECT_TRUE(backend.Linear(args).ok());
+
+  const auto reference = CreateReferenceBackend();
+  weight.DropSigns();
+  const auto absolute = weight.Pack(*reference);
+  TestTensor x_abs = Absolute(x);
+  TestTensor sums(DType::kF32, {c.num_tokens, c.n()});
+  EXPECT_TRUE(reference->Linear({x_abs.view(), absolute.get(), {}, sums.view()}).ok());
+  return {{out}, {SumBound(sums, kLinearTolerance)}};
+}
+
+class LinearTest : public OpTest {};
+
+TEST_F(LinearTest, LinearAgreesWithTwinForEveryTypeAndRaggedSizes) {
+  for (DType dtype : kWeightTypes) {
+    for (int64_t num_tokens : {0, 1, 2, 3, 7, 17}) {
+      for (int64_t n : {1, 3, 15, 16, 17, 31, 33, 48, 65}) {
+        for (int64_t k : {1, 2, 7, 16, 31, 33, 64, 129}) {
+          SCOPED_TRACE(::testing::Message()
+                       << DTypeName(dtype) << " m " << num_tokens << " n " << n << " k " << k);
+          CheckAgainstTwin([&](Backend& b) {
+            return RunLinear(b, {dtype, num_tokens, {n}, k, (n + k) % 2 == 0});
+          });
+        }
+      }
+    }
+  }
+}
+
+TEST_F(LinearTest, LinearAgreesWithTwinForLargerShapes) {
+  for (DType dtype : kWeightTypes) {
+    for (int64_t num_tokens : {1, 4, 33, 100}) {
+      SCOPED_TRACE(::testing::Message() << DTypeName(dtype) << " m " << num_tokens);
+      CheckAgainstTwin([&](Backend& b) {
+        return RunLinear(b, {dtype, num_tokens, {200, 56}, 300, true});
+      });
+      CheckAgainstTwin([&](Backend& b) {
+        return RunLinear(b, {dtype, num_tokens, {129, 1, 127}, 520});
+      });
+    }
+  }
+}
+
+TEST_F(LinearTest, LinearOfARowIsTheSameAloneAndInABatch) {
+  for (DType dtype : kWeightTypes) {
+    Random random(kOpTestSeed);
+    TestWeight weight(random, dtype, 1, {77}, 261);
+    TestTensor x = NormalTensor(random, {37, 261}, 3);
+    TestTensor out(DType::kF32, {37, 77});
+    const auto packed = weight.Pack(*two_threads_);
+    ASSERT_TRUE(two_threads_->Linear({x.view(), packed.get(), {}, out.view()}).ok());
+    for (int64_t begin = 0; begin < 37; ++begin) {
+      for (int64_t count : {1, 2, 5, 16}) {
+        if (begin + count > 37) continue;
+        TestTensor part(DType::kF32, {count, 77});
+        ASSERT_TRUE(
+            two_threads_->Linear({x.view().Slice(begin, count), packed.get(), {}, part.view()})
+                .ok());
+        for (int64_t i = 0; i < part.size(); ++i) {
+          ASSERT_EQ(part.Value(i), out.Value(begin * 77 + i)) << DTypeName(dtype) << " " << begin;
+        }
+      }
+    }
+  }
+}
+
+TEST_F(LinearTest, LinearKeepsNanAndInfinityInTheirRow) {
+  for (DType dtype : kWeightTypes) {
+    Random random(kOpTestSeed);
+    TestWeight weight(random, dtype, 1, {40}, 70);
+    TestTensor x = NormalTensor(random, {9, 70});
+    TestTensor clean(DType::kF32, {9, 40});
+    TestTensor out(DType::kF32, {9, 40});
+    const auto packed = weight.Pack(*one_thread_);
+    ASSERT_TRUE(one_thread_->Linear({x.view(), packed.get(), {}, clean.view()}).ok());
+    x.at<float>(3 * 70 + 69) = kNan;
+    x.at<float>(7 * 70) = std::numeric_limits<float>::infinity();
+    ASSERT_TRUE(one_thread_->Linear({x.view(), packed.get(), {}, out.view()}).ok());
+    for (int64_t i = 0; i < out.size(); ++i) {
+      if (i / 40 == 3 || i / 40 == 7) {
+        EXPECT_FALSE(std::isfinite(out.Value(i))) << DTypeName(dtype) << " " << i;
+      } else {
+        EXPECT_EQ(out.Value(i), clean.Value(i)) << DTypeName(dtype) << " " << i;
+      }
+    }
+  }
+}
+
+Outputs RunHeadLinear(Backend& backend, DType dtype, int64_t num_tokens, int64_t heads, int64_t n,
+                      int64_t k) {
+  Random random(kOpTestSeed);
+  TestWeight weight(random, dtype, heads, {n}, k);
+  TestTensor x = NormalTensor(random, {num_tokens, heads, k}, 3);
+  TestTensor out(DType::kF32, {num_tokens, heads, n}, 2);
+  const auto packed = weight.Pack(backend);
+  EXPECT_TRUE(backend.HeadLinear({x.view(), packed.get(), out.view()}).ok());
+
+  const auto reference = CreateReferenceBackend();
+  weight.DropSigns();
+  const auto absolute = weight.Pack(*reference);
+  TestTensor x_abs = Absolute(x);
+  TestTensor sums(DType::kF32, {num_tokens, heads, n});
+  EXPECT_TRUE(reference->HeadLinear({x_abs.view(), absolute.get(), sums.view()}).ok());
+  return {{out}, {SumBound(sums, kLinearTolerance)}};
+}
+
+TEST_F(LinearTest, HeadLinearAgreesWithTwin) {
+  for (DType dtype : kWeightTypes) {
+    for (int64_t num_tokens : {0, 1, 3, 18}) {
+      for (int64_t heads : {1, 2, 5, 16}) {
+        CheckAgainstTwin(
+            [&](Backend& b) { return RunHeadLinear(b, dtype, num_tokens, heads, 7, 6); });
+        CheckAgainstTwin(
+            [&](Backend& b) { return RunHeadLinear(b, dtype, num_tokens, heads, 64, 40); });
+      }
+    }
+    CheckAgainstTwin([&](Backend& b) { return RunHeadLinear(b, dtype, 3, 2, 512, 128); });
+  }
+}
+
+struct GroupedCase {
+  DType dtype;
+  std::vector<int32_t> rows;  // of each group
+  int64_t n;
+  int64_t k;
+  bool indexed;
+  int64_t extra_rows = 0;  // past cu_rows[num_groups]
+};
+
+Outputs RunGroupedGemm(Backend& backend, const GroupedCase& c) {
+  Random random(kOpTestSeed);
+  TestWeight weight(random, c.dtype, static_cast<int64_t>(c.rows.size()), {c.n}, c.k);
+  std::vector<int32_t> cu = {0};
+  for (int32_t rows : c.rows) cu.push_back(cu.back() + rows);
+  const int64_t num_rows = cu.back() + c.extra_rows;
+  const int64_t num_tokens = c.indexed ? 11 : num_rows;
+  TestTensor x = NormalTensor(random, {num_tokens, c.k}, 2);
+  TestTensor cu_rows = IntTensor(cu);
+  TestTensor row_idx(DType::kI32, {num_rows});
+  for (int64_t i = 0; i < cu.back(); ++i) {
+    row_idx.at<int32_t>(i) = static_cast<int32_t>(random.Below(num_tokens));
+  }
+  TestTensor out(DType::kF32, {num_rows, c.n}, 1);
+  const auto packed = weight.Pack(backend);
+  GroupedGemmArgs args = {x.view(), cu_rows.view(), c.indexed ? row_idx.view() : TensorView(),
+                          packed.get(), out.view()};
+  EXPECT_TRUE(backend.GroupedGemm(args).ok());
+
+  const auto reference = CreateReferenceBackend();
+  weight.DropSigns();
+  const auto absolute = weight.Pack(*reference);
+  TestTensor x_abs = Absolute(x);
+  TestTensor sums(DType::kF32, {num_rows, c.n});
+  args.x = x_abs.view();
+  args.weight = absolute.get();
+  args.out = sums.view();
+  EXPECT_TRUE(reference->GroupedGemm(args).ok());
+  return {{out}, {SumBound(sums, kLinearTolerance)}};
+}
+
+TEST_F(LinearTest, GroupedGemmAgreesWithTwinForRaggedAndEmptyGroups) {
+  const std::vector<int32_t> ragged = {0, 1, 3, 0, 17, 2, 33, 0};
+  for (DType dtype : kWeightTypes) {
+    for (bool indexed : {false, true}) {
+      for (const auto& rows : {ragged, std::vector<int32_t>{0, 0, 0}, std::vector<int32_t>{1},
+                               std::vector<int32_t>{0, 1, 0}, std::vector<int32_t>{64, 5}}) {
+        SCOPED_TRACE(::testing::Message() << DTypeName(dtype) << " " << rows.size() << " groups");
+        CheckAgainstTwin([&](Backend& b) {
+          return RunGroupedGemm(b, {dtype, rows, 33, 70, indexed});
+        });
+        CheckAgainstTwin([&](Backend& b) {
+          return RunGroupedGemm(b, {dtype, rows, 16, 6, indexed, 4});
+        });
+      }
+    }
+    CheckAgainstTwin([&](Backend& b) {
+      return RunGroupedGemm(b, {dtype, {2, 0, 9, 1}, 260, 300, true});
+    });
+  }
+}
+
+TEST_F(LinearTest, PackWeightRefusesAnF8Nan) {
+  Random random(kOpTestSeed);
+  TestTensor data(DType::kF8E4M3, {3, 5});
+  TestTensor scale(DType::kF32, {1, 1});
+  data.FillNormal(random);
+  scale.at<float>(0) = 1;
+  for (uint8_t nan : {0x7F, 0xFF}) {
+    data.at<uint8_t>(14) = nan;
+    const WeightSpec spec = {{{{data.view(), scale.view()}}}};
+    EXPECT_EQ(one_thread_->PackWeight(spec).status().code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_EQ(reference_->PackWeight(spec).status().code(), absl::StatusCode::kInvalidArgument);
+  }
+}
+
+}  // namespace
+}  // namespace jevons

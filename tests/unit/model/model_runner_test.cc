@@ -1,0 +1,134 @@
+#include "model/model_runner.h"
+
+#include <cmath>
+#include <cstring>
+#include <numeric>
+#include <vector>
+
+#include "base/random.h"
+#include "cpu/cpu_backend.h"
+#include "gtest/gtest.h"
+#include "tests/support/tiny_model.h"
+
+namespace jevons {
+namespace {
+
+constexpr int32_t kBlockTokens = 64;
+constexpr int32_t kMaxBlocks = 4;
+
+// A runner with its backend, fed one sequence at a time.
+class OneSequence {
+ public:
+  OneSequence(const ModelConfig& config, std::unique_ptr<Backend> backend)
+      : backend_(std::move(backend)) {
+    const RandomCheckpoint checkpoint(config, 3);
+    auto weights = LoadModelWeights(config, checkpoint, *backend_);
+    EXPECT_TRUE(weights.ok()) << weights.status();
+    auto runner = ModelRunner::Create(config, *std::move(weights), backend_.get(),
+                                      {.max_tokens = 256,
+                                       .max_positions = 256,
+                                       .max_logits_rows = 256,
+                                       .num_blocks = kMaxBlocks + 1,
+                                       .block_tokens = kBlockTokens});
+    EXPECT_TRUE(runner.ok()) << runner.status();
+    runner_ = *std::move(runner);
+  }
+
+  // Logits after each of `ids`, computed in steps of `chunk` tokens.
+  std::vector<std::vector<float>> Logits(const std::vector<int32_t>& ids, int32_t chunk) {
+    std::vector<std::vector<float>> out;
+    const std::vector<int32_t> table = {4, 2, 0, 3};
+    for (int32_t begin = 0; begin < static_cast<int32_t>(ids.size()); begin += chunk) {
+      const int32_t n = std::min(chunk, static_cast<int32_t>(ids.size()) - begin);
+      std::vector<int32_t> positions(n), rows(n);
+      std::vector<int64_t> slots(n);
+      std::iota(positions.begin(), positions.end(), begin);
+      std::iota(rows.begin(), rows.end(), 0);
+      for (int32_t i = 0; i < n; ++i) {
+        const int32_t p = begin + i;
+        slots[i] = int64_t{table[p / kBlockTokens]} * kBlockTokens + p % kBlockTokens;
+      }
+      const std::vector<int32_t> cu = {0, n};
+      const std::vector<int32_t> context = {begin + n};
+      const absl::Status status = runner_->Run({.token_ids = std::span(ids).subspan(begin, n),
+                                                .positions = positions,
+                                                .slot_mapping = slots,
+                                                .cu_seqlens_q = cu,
+                                                .context_lens = context,
+                                                .block_tables = table,
+                                                .max_blocks = kMaxBlocks});
+      EXPECT_TRUE(status.ok()) << status;
+      const auto logits = runner_->Logits(rows);
+      EXPECT_TRUE(logits.ok()) << logits.status();
+      for (int32_t i = 0; i < n; ++i) {
+        out.emplace_back(logits->row<float>(i), logits->row<float>(i) + logits->dim(1));
+      }
+    }
+    return out;
+  }
+
+ private:
+  std::unique_ptr<Backend> backend_;
+  std::unique_ptr<ModelRunner> runner_;
+};
+
+std::unique_ptr<Backend> FastBackend() {
+  const auto target = ParseCpuTarget(TestCpuTarget());
+  EXPECT_TRUE(target.ok());
+  auto backend = CreateCpuBackend({.num_threads = 2, .target = *target});
+  EXPECT_TRUE(backend.ok()) << backend.status();
+  return *std::move(backend);
+}
+
+std::vector<int32_t> RandomIds(int n, int vocab) {
+  Random random(21);
+  std::vector<int32_t> out(n);
+  for (int32_t& id : out) id = static_cast<int32_t>(random.Below(vocab));
+  return out;
+}
+
+class ModelRunnerTest : public testing::TestWithParam<ModelConfig> {
+ protected:
+  void SetUp() override { SKIP_WITHOUT_CPU_TARGET(); }
+};
+
+TEST_P(ModelRunnerTest, FastBackendAgreesWithTheTwins) {
+  const std::vector<int32_t> ids = RandomIds(100, GetParam().vocab_size);
+  const auto want = OneSequence(GetParam(), CreateReferenceBackend()).Logits(ids, 100);
+  const auto got = OneSequence(GetParam(), FastBackend()).Logits(ids, 100);
+  for (size_t t = 0; t < ids.size(); ++t) {
+    for (size_t i = 0; i < want[t].size(); ++i) {
+      ASSERT_TRUE(std::abs(got[t][i] - want[t][i]) <= 2e-4) << t << " " << i;
+    }
+  }
+}
+
+TEST_P(ModelRunnerTest, ChunksGiveTheSameBits) {
+  const std::vector<int32_t> ids = RandomIds(200, GetParam().vocab_size);
+  OneSequence model(GetParam(), FastBackend());
+  const auto want = model.Logits(ids, 200);
+  for (int32_t chunk : {1, 3, 64, 100}) {
+    const auto got = model.Logits(ids, chunk);
+    for (size_t t = 0; t < ids.size(); ++t) {
+      ASSERT_EQ(std::memcmp(got[t].data(), want[t].data(), want[t].size() * sizeof(float)), 0)
+          << "chunk " << chunk << " token " << t;
+    }
+  }
+}
+
+TEST_P(ModelRunnerTest, TooManyTokensAreRefusedWithTheLimit) {
+  auto backend = FastBackend();
+  auto weights = LoadModelWeights(GetParam(), RandomCheckpoint(GetParam(), 3), *backend);
+  ASSERT_TRUE(weights.ok()) << weights.status();
+  auto runner = ModelRunner::Create(GetParam(), *std::move(weights), backend.get(),
+                                    {.max_tokens = 2, .max_positions = 8, .num_blocks = 1});
+  ASSERT_TRUE(runner.ok()) << runner.status();
+  const std::vector<int32_t> ids = {1, 2, 3};
+  EXPECT_EQ((*runner)->Run({.token_ids = ids}).code(), absl::StatusCode::kInvalidArgument);
+}
+
+INSTANTIATE_TEST_SUITE_P(V2AndV3, ModelRunnerTest, testing::Values(TinyV2Config(), TinyV3Config()),
+                         [](const auto& info) { return info.param.model_type; });
+
+}  // namespace
+}  // namespace jevons

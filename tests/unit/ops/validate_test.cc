@@ -1,0 +1,242 @@
+#include "ops/validate.h"
+
+#include <vector>
+
+#include "gtest/gtest.h"
+
+namespace jevons {
+namespace {
+
+// Memory for views that are never read through, and small index arrays.
+float storage[4096];
+
+TensorView F32(std::initializer_list<int64_t> shape) {
+  return TensorView(storage, DType::kF32, shape);
+}
+TensorView I32(std::vector<int32_t>& values) {
+  return TensorView(values.data(), DType::kI32, {static_cast<int64_t>(values.size())});
+}
+
+class FakeWeight : public Weight {
+ public:
+  using Weight::Weight;
+  int64_t bytes() const override { return 0; }
+};
+
+void ExpectRefused(const absl::Status& status, const std::string& text) {
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(std::string(status.message()), text);
+}
+
+TEST(ValidateTest, RmsNormNamesTheArgumentWhatWasWantedAndWhatWasGiven) {
+  RmsNormArgs args = {F32({2, 8}), {}, F32({8}), 1e-6f, F32({2, 8})};
+  EXPECT_TRUE(Validate(args).ok());
+  args.weight = F32({7});
+  ExpectRefused(Validate(args), "RmsNorm: weight must be f32 [8], got f32 [7]");
+  args.weight = TensorView(storage, DType::kBF16, {8});
+  ExpectRefused(Validate(args), "RmsNorm: weight must be f32 [8], got bf16 [8]");
+  args.weight = {};
+  ExpectRefused(Validate(args), "RmsNorm: weight must be f32 [8], got nothing");
+  args.weight = F32({8});
+  args.delta = F32({1, 8});
+  ExpectRefused(Validate(args), "RmsNorm: delta must be f32 [2, 8], got f32 [1, 8]");
+  args.delta = {};
+  args.out.stride[0] = 7;
+  ExpectRefused(Validate(args),
+                "RmsNorm: out must be laid out without overlap, got f32 [2, 8] with row stride 7");
+  args.out = F32({2, 8});
+  args.eps = -1;
+  ExpectRefused(Validate(args), "RmsNorm: eps must be in [0, 1), got -1");
+}
+
+TEST(ValidateTest, StridedRowsAreFineWhereTheContractSaysSo) {
+  RmsNormArgs args = {F32({2, 8}), {}, F32({8}), 1e-6f, F32({2, 8})};
+  args.x.stride[0] = 20;
+  args.out.stride[0] = 9;
+  EXPECT_TRUE(Validate(args).ok());
+}
+
+TEST(ValidateTest, NoTokensNeedNoMemory) {
+  RmsNormArgs args = {F32({0, 8}), {}, F32({8}), 1e-6f, F32({0, 8})};
+  args.x.data = nullptr;
+  args.out.data = nullptr;
+  EXPECT_TRUE(Validate(args).ok());
+}
+
+TEST(ValidateTest, SiluMulNeedsAnEvenWidth) {
+  EXPECT_TRUE(Validate(SiluMulArgs{F32({2, 8}), F32({2, 4})}).ok());
+  ExpectRefused(Validate(SiluMulArgs{F32({2, 7}), F32({2, 3})}),
+                "SiluMul: gate_up must have an even width, got 7");
+}
+
+TEST(ValidateTest, RopePositionsLieInTheTable) {
+  std::vector<int32_t> positions = {0, 5};
+  const RopeArgs args = {F32({2, 3, 4}), I32(positions), F32({6, 4}), F32({2, 3, 4})};
+  EXPECT_TRUE(Validate(args).ok());
+  positions[1] = 6;
+  ExpectRefused(Validate(args), "Rope: positions[1] must be in [0, 5], got 6");
+  positions[1] = -1;
+  ExpectRefused(Validate(args), "Rope: positions[1] must be in [0, 5], got -1");
+}
+
+TEST(ValidateTest, EmbedLeavesIdsToTheOp) {
+  std::vector<int32_t> ids = {-1, 1000};
+  EXPECT_TRUE(Validate(EmbedArgs{I32(ids), F32({4, 8}), F32({2, 8})}).ok());
+  const TensorView table(storage, DType::kI32, {4, 8});
+  ExpectRefused(Validate(EmbedArgs{I32(ids), table, F32({2, 8})}),
+                "Embed: table must be f32, f16 or bf16");
+}
+
+TEST(ValidateTest, GatherRowsStaysInItsSource) {
+  std::vector<int32_t> rows = {0, 3};
+  const GatherRowsArgs args = {F32({3, 8}), I32(rows), F32({2, 8})};
+  ExpectRefused(Validate(args), "GatherRows: row_idx[1] must be in [0, 2], got 3");
+}
+
+TEST(ValidateTest, LinearNeedsOneGroupAndMatchingSizes) {
+  const FakeWeight weight(1, 16, 8);
+  const FakeWeight two(2, 16, 8);
+  EXPECT_TRUE(Validate(LinearArgs{F32({3, 8}), &weight, F32({16}), F32({3, 16})}).ok());
+  ExpectRefused(Validate(LinearArgs{F32({3, 8}), nullptr, {}, F32({3, 16})}),
+                "Linear: weight must be given, got nothing");
+  ExpectRefused(Validate(LinearArgs{F32({3, 8}), &two, {}, F32({3, 16})}),
+                "Linear: weight groups must be in [1, 1], got 2");
+  ExpectRefused(Validate(LinearArgs{F32({3, 9}), &weight, {}, F32({3, 16})}),
+                "Linear: x must be f32 [*, 8], got f32 [3, 9]");
+  ExpectRefused(Validate(LinearArgs{F32({3, 8}), &weight, {}, F32({2, 16})}),
+                "Linear: out must be f32 [3, 16], got f32 [2, 16]");
+}
+
+TEST(ValidateTest, HeadLinearNeedsAHeadForEachGroup) {
+  const FakeWeight weight(2, 5, 8);
+  EXPECT_TRUE(Validate(HeadLinearArgs{F32({3, 2, 8}), &weight, F32({3, 2, 5})}).ok());
+  ExpectRefused(Validate(HeadLinearArgs{F32({3, 1, 8}), &weight, F32({3, 2, 5})}),
+                "HeadLinear: x must be f32 [*, 2, 8], got f32 [3, 1, 8]");
+}
+
+TEST(ValidateTest, GroupedGemmRowsAscendAndPointIntoX) {
+  const FakeWeight weight(2, 4, 8);
+  std::vector<int32_t> cu = {0, 1, 3};
+  std::vector<int32_t> idx = {4, 0, 1};
+  const GroupedGemmArgs args = {F32({5, 8}), I32(cu), I32(idx), &weight, F32({3, 4})};
+  EXPECT_TRUE(Validate(args).ok());
+  idx[2] = 5;
+  ExpectRefused(Validate(args), "GroupedGemm: row_idx[2] must be in [0, 4], got 5");
+  cu = {0, 1, 2};
+  EXPECT_TRUE(Validate(args).ok()) << "rows past the last group are not looked at";
+  cu = {0, 3, 2};
+  ExpectRefused(Validate(args), "GroupedGemm: cu_rows[2] must be in [3, 3], got 2");
+  cu = {1, 1, 2};
+  ExpectRefused(Validate(args), "GroupedGemm: cu_rows[0] must be in [0, 0], got 1");
+}
+
+TEST(ValidateTest, MlaStoreKvSlotsLieInTheCache) {
+  std::vector<int32_t> positions = {0, 1};
+  std::vector<int64_t> slots = {0, 11};
+  MlaStoreKvArgs args;
+  args.kv = F32({2, 10});
+  args.norm_weight = F32({6});
+  args.eps = 1e-6f;
+  args.positions = I32(positions);
+  args.cos_sin = F32({4, 4});
+  args.slot_mapping = TensorView(slots.data(), DType::kI64, {2});
+  args.cache = F32({3, 4, 10});
+  EXPECT_TRUE(Validate(args).ok());
+  slots[1] = 12;
+  ExpectRefused(Validate(args), "MlaStoreKv: slot_mapping[1] must be in [0, 11], got 12");
+  slots[1] = -1;
+  ExpectRefused(Validate(args), "MlaStoreKv: slot_mapping[1] must be in [0, 11], got -1");
+}
+
+TEST(ValidateTest, MlaAttentionChecksEveryIndexThatItWouldRead) {
+  std::vector<int32_t> table = {0, 2, 1, 0};
+  std::vector<int32_t> cu = {0, 1, 3};
+  std::vector<int32_t> contexts = {5, 2};
+  MlaAttentionArgs args;
+  args.q = F32({3, 2, 10});
+  args.cache = F32({3, 4, 10});
+  args.block_tables = TensorView(table.data(), DType::kI32, {2, 2});
+  args.cu_seqlens_q = I32(cu);
+  args.context_lens = I32(contexts);
+  args.scale = 1;
+  args.out = F32({3, 2, 6});
+  EXPECT_TRUE(Validate(args).ok());
+  table[1] = 3;
+  ExpectRefused(Validate(args), "MlaAttention: block_tables[0] must be in [0, 2], got 3");
+  table[1] = 2;
+  table[3] = -9;
+  EXPECT_TRUE(Validate(args).ok()) << "a block past the context is not read";
+  contexts[0] = 9;
+  ExpectRefused(Validate(args), "MlaAttention: context_lens[0] must be in [1, 8], got 9");
+  contexts = {5, 1};
+  ExpectRefused(Validate(args), "MlaAttention: context_lens[1] must be in [2, 8], got 1");
+  contexts = {5, 2};
+  cu[2] = 2;
+  ExpectRefused(Validate(args), "MlaAttention: cu_seqlens_q[2] must be in [3, 3], got 2");
+  cu[2] = 3;
+  args.out = F32({3, 2, 11});
+  ExpectRefused(Validate(args), "MlaAttention: out width must be in [1, 10], got 11");
+}
+
+TEST(ValidateTest, RouteTopKGroupsMustFit) {
+  std::vector<int32_t> ids(4);
+  RouteTopKArgs args;
+  args.logits = F32({2, 12});
+  args.topk_idx = TensorView(ids.data(), DType::kI32, {2, 2});
+  args.topk_weights = F32({2, 2});
+  EXPECT_TRUE(Validate(args).ok());
+  args.n_group = 5;
+  ExpectRefused(Validate(args), "RouteTopK: n_group must divide 12 experts, got 5");
+  args.n_group = 12;
+  ExpectRefused(Validate(args), "RouteTopK: top_k must be in [1, 1], got 2");
+  args.n_group = 4;
+  ExpectRefused(Validate(args), "RouteTopK: group_score must be set where n_group > 1");
+  args.group_score = GroupScore::kTop2Sum;
+  EXPECT_TRUE(Validate(args).ok());
+  args.topk_group = 5;
+  ExpectRefused(Validate(args), "RouteTopK: topk_group must be in [1, 4], got 5");
+}
+
+TEST(ValidateTest, ExpertPlansStayInRange) {
+  std::vector<int32_t> ids = {0, 1, -1, 2};
+  std::vector<int32_t> cu(4);
+  std::vector<int32_t> rows(4);
+  std::vector<int32_t> token_rows = {0, 1, -1, 2};
+  const DispatchPlan plan = {I32(cu), I32(rows),
+                             TensorView(token_rows.data(), DType::kI32, {2, 2})};
+  const ExpertDispatchArgs dispatch = {TensorView(ids.data(), DType::kI32, {2, 2}), plan};
+  EXPECT_TRUE(Validate(dispatch).ok());
+  ids[3] = 3;
+  ExpectRefused(Validate(dispatch), "ExpertDispatch: topk_idx[3] must be in [-1, 2], got 3");
+  ExpertCombineArgs combine = {F32({3, 8}), plan, F32({2, 2}), {}, F32({2, 8})};
+  EXPECT_TRUE(Validate(combine).ok());
+  token_rows[1] = 3;
+  ExpectRefused(Validate(combine), "ExpertCombine: plan.token_row[1] must be in [-1, 2], got 3");
+}
+
+TEST(ValidateTest, WeightPartsMustFitTogether) {
+  WeightSpec spec;
+  ExpectRefused(Validate(spec), "PackWeight: groups must hold at least one part, got none");
+  spec.groups = {{{F32({2, 8}), {}}, {F32({1, 8}), {}}}, {{F32({3, 8}), {}}}};
+  EXPECT_TRUE(Validate(spec).ok());
+  spec.groups[1][0].data = F32({4, 8});
+  ExpectRefused(Validate(spec), "PackWeight: group 1 must have 3 rows as group 0 has, got 4");
+  spec.groups[1][0].data = F32({3, 7});
+  ExpectRefused(Validate(spec),
+                "PackWeight: group 1 part 0: data must be f32 [*, 8], got f32 [3, 7]");
+  spec.groups[1][0].data = TensorView(storage, DType::kF8E4M3, {3, 8});
+  ExpectRefused(Validate(spec),
+                "PackWeight: group 1 part 0: scale must be f32 [1, 1], got nothing");
+  spec.groups[1][0].scale = F32({1, 1});
+  EXPECT_TRUE(Validate(spec).ok());
+  spec.groups[1][0].data = F32({3, 8});
+  ExpectRefused(Validate(spec),
+                "PackWeight: group 1 part 0: scale must be absent where data is not f8_e4m3");
+  spec.groups[1][0] = {TensorView(storage, DType::kI32, {3, 8}), {}};
+  ExpectRefused(
+      Validate(spec),
+      "PackWeight: group 1 part 0: data must be f32, f16, bf16 or f8_e4m3, got i32 [3, 8]");
+}
+
+}  // namespace
+}  // namespace jevons

@@ -1,0 +1,276 @@
+// The scheduler with a fake model and a fake clock, under random load.
+#include <algorithm>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/random.h"
+#include "gtest/gtest.h"
+#include "scheduler/scheduler.h"
+
+namespace jevons {
+namespace {
+
+// What the fake KV cache holds in a slot.
+struct CachedToken {
+  uint64_t sequence_id = 0;
+  int32_t position = -1;
+  int32_t token_id = -1;
+  int64_t step = -1;
+};
+
+struct Totals {
+  int64_t finished = 0;
+  int64_t cancelled = 0;
+  int64_t expired = 0;
+  int64_t skipped = 0;
+  int64_t preemptions = 0;
+  int64_t chunks = 0;
+};
+
+// The new token of a sequence depends on nothing but the sequence.
+int32_t FakeToken(uint64_t sequence_id, int32_t new_idx) {
+  return static_cast<int32_t>(RandomBits(sequence_id, static_cast<uint64_t>(new_idx)) % 50000);
+}
+
+class Simulation {
+ public:
+  explicit Simulation(uint64_t seed)
+      : random_(seed),
+        num_blocks_(1 + Pick(Pick(2) == 0 ? 4 : 40)),
+        config_(MakeConfig()),
+        blocks_(num_blocks_),
+        scheduler_(config_, &blocks_),
+        cache_(static_cast<size_t>(num_blocks_) * kKvBlockTokens) {}
+
+  void Run(int32_t num_requests, Totals& totals) {
+    while (num_requests > 0 || !live_.empty()) {
+      for (int64_t n = Pick(3); n > 0 && num_requests > 0; --n, --num_requests) Arrive();
+      ASSERT_NO_FATAL_FAILURE(DropSome(totals));
+      ASSERT_NO_FATAL_FAILURE(Step(totals));
+      clock_.Advance(absl::Milliseconds(Pick(20)));
+      ++step_;
+      ASSERT_LT(step_, 1000000) << "no progress";
+    }
+    totals.preemptions += scheduler_.num_preemptions();
+    EXPECT_EQ(blocks_.num_free(), num_blocks_);
+    EXPECT_EQ(scheduler_.num_running() + scheduler_.num_waiting(), 0);
+    EXPECT_TRUE(scheduler_.Schedule().empty());
+  }
+
+ private:
+  struct Live {
+    explicit Live(Request request) : sequence(std::move(request)) {}
+    Sequence sequence;
+    int32_t num_computed = 0;  // as the entries tell
+    int32_t num_preemptions = 0;
+    std::optional<int64_t> cancel_step;
+    bool skipped = false;
+  };
+
+  int64_t Pick(int64_t n) { return random_.Below(n); }
+
+  SchedulerConfig MakeConfig() {
+    const auto max_num_seqs = static_cast<int32_t>(1 + Pick(12));
+    return {.max_num_seqs = max_num_seqs,
+            .max_num_batched_tokens = max_num_seqs + static_cast<int32_t>(Pick(2) * Pick(200)),
+            .max_prefill_chunk_tokens = static_cast<int32_t>(Pick(2) * (1 + Pick(100)))};
+  }
+
+  void Arrive() {
+    const int64_t pool_tokens = int64_t{num_blocks_} * kKvBlockTokens;
+    const int64_t num_total = 2 + Pick(std::min<int64_t>(pool_tokens, 400) - 1);
+    const int64_t num_prompt = 1 + Pick(num_total - 1);
+    Request request = {.id = next_id_++,
+                       .max_new_tokens = static_cast<int32_t>(num_total - num_prompt)};
+    for (int64_t i = 0; i < num_prompt; ++i) {
+      request.prompt_ids.push_back(static_cast<int32_t>(Pick(50000)));
+    }
+    if (Pick(8) == 0) request.deadline = clock_.Now() + absl::Milliseconds(Pick(3000));
+    live_.push_back(std::make_unique<Live>(std::move(request)));
+    if (Pick(4) == 0) live_.back()->cancel_step = step_ + Pick(200);
+    scheduler_.Add(&live_.back()->sequence);
+  }
+
+  void DropSome(Totals& totals) {
+    for (size_t i = 0; i < live_.size();) {
+      Live& live = *live_[i];
+      const bool cancelled = live.cancel_step.has_value() && *live.cancel_step <= step_;
+      const bool expired = live.sequence.request.deadline <= clock_.Now();
+      if (!cancelled && !expired && !live.skipped) {
+        ++i;
+        continue;
+      }
+      ++(live.skipped ? totals.skipped : cancelled ? totals.cancelled : totals.expired);
+      Remove(i);
+    }
+    ASSERT_TRUE(scheduler_.CheckIntegrity().ok()) << scheduler_.CheckIntegrity();
+  }
+
+  void Remove(size_t live_idx) {
+    Sequence& sequence = live_[live_idx]->sequence;
+    scheduler_.Finish(&sequence);
+    EXPECT_EQ(sequence.state, Sequence::State::kFinished);
+    EXPECT_TRUE(sequence.block_table.empty());
+    live_.erase(live_.begin() + static_cast<int64_t>(live_idx));
+  }
+
+  void Step(Totals& totals) {
+    std::vector<const Sequence*> was_running;
+    for (const auto& live : live_) {
+      if (live->sequence.state == Sequence::State::kRunning) was_running.push_back(&live->sequence);
+    }
+    const Batch& batch = scheduler_.Schedule();
+    ASSERT_TRUE(scheduler_.CheckIntegrity().ok()) << scheduler_.CheckIntegrity();
+    ASSERT_EQ(batch.empty(), live_.empty());
+    if (batch.empty()) return scheduler_.Update({});
+
+    ASSERT_NO_FATAL_FAILURE(CheckPlan(batch, was_running));
+    std::vector<int32_t> sampled;
+    for (size_t i = 0; i < batch.entries.size(); ++i) {
+      ASSERT_NO_FATAL_FAILURE(Compute(batch, i, sampled, totals));
+    }
+    scheduler_.Update(sampled);
+    ASSERT_TRUE(scheduler_.CheckIntegrity().ok()) << scheduler_.CheckIntegrity();
+    ASSERT_NO_FATAL_FAILURE(FinishComplete(totals));
+  }
+
+  void CheckPlan(const Batch& batch, const std::vector<const Sequence*>& was_running) {
+    ASSERT_LE(batch.num_tokens(), config_.max_num_batched_tokens);
+    ASSERT_LE(static_cast<int32_t>(batch.entries.size()), config_.max_num_seqs);
+    // The oldest advances in each step, and everything that ran and was not preempted too.
+    ASSERT_EQ(batch.entries[0].sequence, &live_[0]->sequence);
+    size_t entry_idx = 0;
+    for (const Sequence* sequence : was_running) {
+      if (sequence->state != Sequence::State::kRunning) continue;
+      ASSERT_EQ(batch.entries[entry_idx++].sequence, sequence);
+    }
+    // Running and planned are a prefix of the order of arrival.
+    for (size_t i = 0; i < live_.size(); ++i) {
+      const bool planned = i < batch.entries.size();
+      ASSERT_EQ(live_[i]->sequence.state,
+                planned ? Sequence::State::kRunning : Sequence::State::kWaiting);
+      if (!planned) continue;
+      ASSERT_EQ(batch.entries[i].sequence, &live_[i]->sequence);
+    }
+    int64_t num_spare = blocks_.num_free();
+    for (const BatchEntry& entry : batch.entries) num_spare -= MissingBlocks(*entry.sequence);
+    // What was admitted takes nothing that others need for the tokens that they have, plus one.
+    const bool admitted = batch.entries.size() > entry_idx;
+    ASSERT_TRUE(!admitted || num_spare >= 0) << num_spare;
+    // The head waits for a reason.
+    if (batch.entries.size() == live_.size()) return;
+    ASSERT_TRUE(static_cast<int32_t>(batch.entries.size()) == config_.max_num_seqs ||
+                batch.num_tokens() == config_.max_num_batched_tokens ||
+                MissingBlocks(live_[batch.entries.size()]->sequence) > num_spare);
+  }
+
+  static int64_t MissingBlocks(const Sequence& sequence) {
+    return BlocksFor(sequence.num_tokens() + 1) - static_cast<int64_t>(sequence.block_table.size());
+  }
+
+  // Writes the entry's tokens to the cache, reads the whole context back through its block table,
+  // and samples.
+  void Compute(const Batch& batch, size_t entry_idx, std::vector<int32_t>& sampled,
+               Totals& totals) {
+    const BatchEntry& entry = batch.entries[entry_idx];
+    Live& live = *live_[entry_idx];
+    const Sequence& sequence = live.sequence;
+    if (sequence.num_preemptions != live.num_preemptions) {
+      live.num_preemptions = sequence.num_preemptions;
+      live.num_computed = 0;
+    }
+    ASSERT_EQ(entry.first_position, live.num_computed);
+    live.num_computed += entry.num_tokens;
+    const int32_t num_left = sequence.num_tokens() - entry.first_position;
+    ASSERT_TRUE(entry.num_tokens >= 1 && entry.num_tokens <= num_left);
+    if (num_left > 1 && config_.max_prefill_chunk_tokens > 0) {
+      ASSERT_LE(entry.num_tokens, config_.max_prefill_chunk_tokens);
+    }
+    totals.chunks += entry.num_tokens < num_left;
+
+    for (int32_t i = batch.cu_seqlens_q[entry_idx]; i < batch.cu_seqlens_q[entry_idx + 1]; ++i) {
+      CachedToken& slot = cache_.at(static_cast<size_t>(batch.slot_mapping[i]));
+      ASSERT_NE(slot.step, step_) << "slot " << batch.slot_mapping[i] << " is written twice";
+      slot = {.sequence_id = sequence.request.id,
+              .position = batch.positions[i],
+              .token_id = batch.token_ids[i],
+              .step = step_};
+    }
+    ASSERT_EQ(batch.context_lens[entry_idx], live.num_computed);
+    for (int32_t position = 0; position < live.num_computed; ++position) {
+      const size_t table_idx = entry_idx * static_cast<size_t>(batch.max_blocks) +
+                               static_cast<size_t>(position / kKvBlockTokens);
+      const int64_t slot =
+          int64_t{batch.block_tables.at(table_idx)} * kKvBlockTokens + position % kKvBlockTokens;
+      const CachedToken& cached = cache_.at(static_cast<size_t>(slot));
+      ASSERT_TRUE(cached.sequence_id == sequence.request.id && cached.position == position &&
+                  cached.token_id == sequence.token_ids[position])
+          << "slot " << slot << " does not hold token " << position << " of sequence "
+          << sequence.request.id;
+    }
+    if (!entry.samples) return;
+    live.skipped = Pick(500) == 0;
+    sampled.push_back(live.skipped ? Scheduler::kSkip
+                                   : FakeToken(sequence.request.id, sequence.num_new_tokens()));
+  }
+
+  void FinishComplete(Totals& totals) {
+    for (size_t i = 0; i < live_.size();) {
+      const Sequence& sequence = live_[i]->sequence;
+      ASSERT_LE(sequence.num_new_tokens(), sequence.request.max_new_tokens);
+      ASSERT_EQ(sequence.num_computed,
+                sequence.state == Sequence::State::kRunning ? live_[i]->num_computed : 0);
+      if (sequence.num_new_tokens() < sequence.request.max_new_tokens) {
+        ++i;
+        continue;
+      }
+      for (int32_t j = 0; j < sequence.num_new_tokens(); ++j) {
+        ASSERT_EQ(sequence.token_ids[sequence.num_prompt_tokens() + j],
+                  FakeToken(sequence.request.id, j));
+      }
+      ++totals.finished;
+      Remove(i);
+    }
+  }
+
+  Random random_;
+  const int32_t num_blocks_;
+  const SchedulerConfig config_;
+  FakeClock clock_;
+  BlockManager blocks_;
+  std::vector<std::unique_ptr<Live>> live_;  // by arrival
+  Scheduler scheduler_;
+  std::vector<CachedToken> cache_;  // by slot
+  int64_t step_ = 0;
+  uint64_t next_id_ = 1;
+};
+
+TEST(SchedulerSimulationTest, EverySequenceFinishesInOrderWithItsOwnTokensAndNoBlockIsLost) {
+  constexpr uint64_t kNumSeeds = 150;
+  constexpr int32_t kNumRequests = 40;
+  Totals totals;
+  for (uint64_t seed = 0; seed < kNumSeeds; ++seed) {
+    SCOPED_TRACE(testing::Message() << "seed " << seed);
+    Simulation simulation(seed);
+    simulation.Run(kNumRequests, totals);
+    if (testing::Test::HasFailure()) return;
+  }
+  const int64_t num_ended = totals.finished + totals.cancelled + totals.expired + totals.skipped;
+  EXPECT_EQ(num_ended, static_cast<int64_t>(kNumSeeds) * kNumRequests);
+  // The load reached what it is meant to test.
+  EXPECT_GT(totals.finished, 2000);
+  EXPECT_GT(totals.cancelled, 300);
+  EXPECT_GT(totals.expired, 100);
+  EXPECT_GT(totals.skipped, 100);
+  EXPECT_GT(totals.preemptions, 500);
+  EXPECT_GT(totals.chunks, 2000);
+  std::printf(
+      "finished %ld, cancelled %ld, expired %ld, skipped %ld, preemptions %ld, chunks %ld\n",
+      totals.finished, totals.cancelled, totals.expired, totals.skipped, totals.preemptions,
+      totals.chunks);
+}
+
+}  // namespace
+}  // namespace jevons
