@@ -39,6 +39,8 @@ constexpr int64_t kRowsPerPass = 384;
 // How far ahead of its use a weight is fetched.
 constexpr int64_t kPrefetchBytes = 8192;
 constexpr int64_t kNever = INT64_MAX;
+// Inputs of a panel that are loaded, or converted, and used together.
+constexpr int64_t kLoadBlock = 4 * kSumBlock;
 
 HWY_INLINE void Prefetch(const uint8_t* p) { __builtin_prefetch(p, 0, 3); }
 
@@ -121,7 +123,7 @@ struct F8Reader {
   const float* scales;
 };
 
-// One block of the sum for a tile of rows and one panel.
+// One block of inputs for a tile of rows and one panel.
 struct BlockArgs {
   const uint8_t* weights = nullptr;  // of the block
   const float* scales = nullptr;     // of the block, kF8 only
@@ -157,18 +159,18 @@ HWY_INLINE void AddAll(const V (&sum)[kVectors], bool first, const float* bias, 
   }
 }
 
+// The inputs [begin, end) of the block, which are one chain of the sum.
 template <class Reader, int kRows>
-void SumBlock(const BlockArgs& args) {
+HWY_INLINE void SumChain(const BlockArgs& args, const Reader& reader, int64_t begin, int64_t end) {
   V sum[kRows][kVectors];
   JEVONS_UNROLL
   for (int r = 0; r < kRows; ++r) {
     JEVONS_UNROLL
     for (int v = 0; v < kVectors; ++v) sum[r][v] = hn::Zero(d);
   }
-  const Reader reader(args.weights, args.scales);
   const float* HWY_RESTRICT x = args.x;
-  const uint8_t* prefetch = args.prefetch;
-  for (int64_t i = 0; i < args.num_k; ++i) {
+  const uint8_t* prefetch = args.prefetch + begin * args.prefetch_step;
+  for (int64_t i = begin; i < end; ++i) {
     Prefetch(prefetch);
     prefetch += args.prefetch_step;
     V w[kVectors];
@@ -180,14 +182,24 @@ void SumBlock(const BlockArgs& args) {
       for (int v = 0; v < kVectors; ++v) sum[r][v] = hn::MulAdd(scale, w[v], sum[r][v]);
     }
   }
+  const bool first = args.first && begin == 0;
+  const float* bias = end == args.num_k ? args.bias : nullptr;
   JEVONS_UNROLL
   for (int r = 0; r < kRows; ++r) {
     float* out = args.out + r * args.out_stride;
     if (args.num_outputs >= kPanelOutputs) {
-      AddAll(sum[r], args.first, args.bias, out);
+      AddAll(sum[r], first, bias, out);
     } else {
-      AddSome(sum[r], args.num_outputs, args.first, args.bias, out);
+      AddSome(sum[r], args.num_outputs, first, bias, out);
     }
+  }
+}
+
+template <class Reader, int kRows>
+void SumBlock(const BlockArgs& args) {
+  const Reader reader(args.weights, args.scales);
+  for (int64_t begin = 0; begin < args.num_k; begin += kSumBlock) {
+    SumChain<Reader, kRows>(args, reader, begin, std::min(begin + kSumBlock, args.num_k));
   }
 }
 
@@ -213,7 +225,7 @@ BlockArgs BlockOf(const PanelProduct& product, int64_t panel, int64_t begin, int
   }
   args.x = product.x;
   args.first_input = begin;
-  args.num_k = std::min(kSumBlock, product.k - begin);
+  args.num_k = std::min(kLoadBlock, product.k - begin);
   args.out = product.out + panel * kPanelOutputs;
   args.out_stride = product.out_stride;
   args.num_outputs = product.n - panel * kPanelOutputs;
@@ -228,7 +240,7 @@ template <class Reader>
 void RunOneTile(const PanelProduct& product, int64_t begin, int64_t end) {
   const int64_t rows = product.num_rows;
   for (int64_t panel = begin; panel < end; ++panel) {
-    for (int64_t i = 0; i < product.k; i += kSumBlock) {
+    for (int64_t i = 0; i < product.k; i += kLoadBlock) {
       BlockArgs args = BlockOf(product, panel, i, Reader::kBytes);
       args.x += i * rows;
       args.prefetch = args.weights + kPrefetchBytes;
@@ -275,20 +287,20 @@ void RunBlock(const PanelProduct& product, const RowTiles& tiles, int64_t begin,
 // Many tiles: each block of weights meets all rows of a pass while it is in the cache.
 template <class Reader>
 void RunTiles(const PanelProduct& product, int64_t begin, int64_t end) {
-  alignas(64) float floats[kSumBlock * kPanelOutputs];
+  alignas(64) float floats[kLoadBlock * kPanelOutputs];
   const RowTiles tiles(product.num_rows, kTileRows);
   const bool convert = tiles.num_tiles > Reader::kTilesToConvert ||
                        tiles.Count(tiles.num_tiles - 1) > Reader::kMaxRows;
   constexpr int64_t kPass = kRowsPerPass / kTileRows;
   for (int64_t pass = 0; pass < tiles.num_tiles; pass += kPass) {
     const int64_t pass_end = std::min(pass + kPass, tiles.num_tiles);
-    for (int64_t i = 0; i < product.k; i += kSumBlock) {
+    for (int64_t i = 0; i < product.k; i += kLoadBlock) {
       for (int64_t panel = begin; panel < end; ++panel) {
         BlockArgs args = BlockOf(product, panel, i, Reader::kBytes);
         const int64_t panel_bytes = product.k * Reader::kBytes;
         const uint8_t* next = panel + 1 < end ? args.weights + panel_bytes
                                               : args.weights - (panel - begin) * panel_bytes +
-                                                    kSumBlock * Reader::kBytes;
+                                                    kLoadBlock * Reader::kBytes;
         if (convert) {
           Convert<Reader>(args, floats);
           args.weights = reinterpret_cast<const uint8_t*>(floats);

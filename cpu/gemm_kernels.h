@@ -10,7 +10,7 @@ namespace jevons::fast {
 // The sum over k is cut into blocks of this many inputs. In a block each output is one chain of
 // fused multiply-adds from zero; the blocks' sums are added in order; the bias comes last. Nothing
 // else has a say in the order, so a row gives the same bits in any company.
-inline constexpr int64_t kSumBlock = 256;
+inline constexpr int64_t kSumBlock = 64;
 
 // Rows of any number are cut into tiles, as few as there can be and as equal as there can be. The
 // x of a tile of R rows is packed as [k, R].

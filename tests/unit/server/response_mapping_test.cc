@@ -47,7 +47,7 @@ TEST(ResponseMappingTest, IdsAreLeftOutUnlessAskedFor) {
 TEST(ResponseMappingTest, AGoodEndIsInTheLastMessage) {
   StreamChunk chunk;
   chunk.delta = {.channel = Channel::kAnswer, .text = "x", .token_ids = {4}};
-  chunk.end = GoodEnd();
+  chunk.end.emplace(GoodEnd());
   const auto messages = MapChunk(chunk, TokenIdMode::kOmit);
   ASSERT_EQ(messages.size(), 1U);
   EXPECT_EQ(messages[0].answer(), "x");
@@ -67,7 +67,7 @@ TEST(ResponseMappingTest, ABadEndHasNoMessageAndAStatus) {
                         Case{FinishReason::kError, absl::StatusCode::kInternal},
                         Case{FinishReason::kNone, absl::StatusCode::kInternal}}) {
     StreamChunk chunk;
-    chunk.end = StreamEnd{.reason = c.reason};
+    chunk.end.emplace().reason = c.reason;
     EXPECT_EQ(EndStatus(*chunk.end).code(), c.code);
     EXPECT_TRUE(MapChunk(chunk, TokenIdMode::kOmit).empty());
   }
@@ -87,7 +87,7 @@ TEST(ResponseMappingTest, LargeListsAreSplitInOrder) {
     chunk.delta.logprobs.push_back(MakeLogprobs(i, 20));
   }
   chunk.delta.text = "text";
-  chunk.end = GoodEnd();
+  chunk.end.emplace(GoodEnd());
   const auto messages = MapChunk(std::move(chunk), TokenIdMode::kReturn);
   int next_prompt = 0;
   int next_new = 0;
