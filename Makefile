@@ -4,9 +4,10 @@
 .DEFAULT_GOAL := help
 .PHONY: help setup build serve test bench format asan tsan clang clean
 
-# What `make serve` serves, and further flags for it, as in ARGS="--grpc-port 9000".
-MODEL ?= tools/demo_model/checkpoint
+# What `make serve` serves, and further flags for it, as in ARGS="--listen 127.0.0.1:9000".
+MODEL ?= $(DEMO)
 ARGS ?=
+DEMO := tools/demo_model/checkpoint
 JOBS ?= $(shell tools/jobs.sh)
 
 help: ## list the targets
@@ -20,23 +21,19 @@ build/build.ninja: CMakePresets.json | setup
 	cmake --preset dev
 	@touch $@
 
-build/release/build.ninja: CMakePresets.json | setup
-	cmake --preset release
-	@touch $@
-
 build: build/build.ninja ## build everything
 	cmake --build build -j $(JOBS)
 
 serve: build/build.ninja ## build the server and start it: MODEL=<folder> ARGS="<flags>"
 	@cmake --build build -j $(JOBS) --target jevons
-	@exec build/jevons serve --model "$(MODEL)" $(ARGS)
+	@exec build/jevons serve --model "$(MODEL)" $(if $(filter $(DEMO),$(MODEL)),--model-name jevons-demo) $(ARGS)
 
 test: ## build everything, run every test and check
 	@tools/test.sh
 
-bench: build/release/build.ninja ## build for speed and measure: ARGS="<flags>"
-	@cmake --build build/release -j $(JOBS) --target jevons_bench
-	build/release/bench/jevons_bench $(ARGS)
+bench: build/build.ninja ## measure the machine and two models on it: ARGS="<flags>"
+	@cmake --build build -j $(JOBS) --target jevons_bench
+	build/bench/jevons_bench $(ARGS)
 
 format: setup ## format the C++ sources
 	@tools/format.sh

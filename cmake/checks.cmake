@@ -5,6 +5,8 @@ jevons_check(check_layers COMMAND ${CMAKE_COMMAND} -DROOT=${CMAKE_SOURCE_DIR}
 jevons_check(check_layers_finds_violations
              COMMAND ${CMAKE_COMMAND} -DSCRATCH=${CMAKE_BINARY_DIR}/check_layers_scratch
                      -P ${CMAKE_SOURCE_DIR}/cmake/check_layers_test.cmake)
+jevons_check(check_contracts COMMAND ${CMAKE_COMMAND} -DROOT=${CMAKE_SOURCE_DIR}
+                                     -P ${CMAKE_SOURCE_DIR}/cmake/check_contracts.cmake)
 jevons_check(check_format COMMAND ${CMAKE_SOURCE_DIR}/tools/format.sh --check)
 jevons_check(check_test_summary COMMAND ${CMAKE_SOURCE_DIR}/tools/test_summary_test.sh
                                         ${CMAKE_BINARY_DIR}/test_summary_scratch)

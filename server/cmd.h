@@ -16,6 +16,7 @@ constexpr int kExitUsage = 2;
 
 // What main read from the environment.
 struct Environment {
+  std::string program;     // argv[0]
   std::string cpu_target;  // JEVONS_CPU_TARGET
   std::string home;        // HOME
 };

@@ -21,6 +21,7 @@ constexpr absl::Duration kPoll = absl::Milliseconds(100);
 constexpr absl::Duration kAbortTime = absl::Seconds(2);
 
 struct ServeFlags {
+  std::string program;
   EngineOptions engine;
   ServerOptions server;
   std::string backend = "auto";
@@ -43,7 +44,8 @@ class Background {
   std::thread thread_;
 };
 
-void PrintReady(const Engine& engine, const Server& server) {
+// One line for programs and, where the model can chat, one to copy into a second terminal.
+void PrintReady(const std::string& program, const Engine& engine, const Server& server) {
   const EngineOptions& o = engine.options();
   const GenerationLimits& limits = engine.limits();
   std::printf(
@@ -54,6 +56,12 @@ void PrintReady(const Engine& engine, const Server& server) {
       engine.backend_description().c_str(), o.num_threads, o.max_num_seqs, o.max_num_batched_tokens,
       o.max_prefill_chunk_tokens, limits.max_model_len,
       static_cast<long long>(limits.kv_cache_tokens), o.max_queued_requests);
+  if (engine.chat_format().has_template()) {
+    const bool by_default = server.address() == ServerOptions().listen;
+    const std::string connect = by_default ? "" : absl::StrCat(" --connect ", server.address());
+    std::printf("\nTalk to it:  %s chat%s \"What is 347 * 86?\"\n\n", program.c_str(),
+                connect.c_str());
+  }
   std::fflush(stdout);
 }
 
@@ -90,7 +98,7 @@ int RunServe(const ServeFlags& flags) {
   if (!engine.ok()) return Fail(engine.status());
   auto server = Server::Start(flags.server, engine->get());
   if (!server.ok()) return Fail(server.status());
-  PrintReady(**engine, **server);
+  PrintReady(flags.program, **engine, **server);
   while (!signals.Wait(absl::Hours(1))) continue;
   Stop(signals, **server, absl::Seconds(flags.drain_seconds));
   LogInfo("stopped");
@@ -102,6 +110,7 @@ int RunServe(const ServeFlags& flags) {
 void AddServe(CLI::App& app, const Environment& environment, CommandRun& run) {
   const auto flags = std::make_shared<ServeFlags>();
   CLI::App& cmd = *app.add_subcommand("serve", "Serve a model over gRPC");
+  flags->program = environment.program;
   EngineOptions& engine = flags->engine;
   engine.cpu_target = environment.cpu_target;
   cmd.add_option("--model", engine.model_folder, "Checkpoint folder")->required();

@@ -15,7 +15,8 @@ std::string Variable(const char* name) {
 
 int Main(int argc, char** argv) {
   std::setlocale(LC_CTYPE, "");  // for editing lines that are not ASCII
-  const Environment environment{.cpu_target = Variable("JEVONS_CPU_TARGET"),
+  const Environment environment{.program = argc > 0 ? argv[0] : "jevons",
+                                .cpu_target = Variable("JEVONS_CPU_TARGET"),
                                 .home = Variable("HOME")};
   CLI::App app("Serves and runs DeepSeek-style reasoning models.", "jevons");
   app.set_version_flag("--version", std::string("jevons ") + JEVONS_VERSION);

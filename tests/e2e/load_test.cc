@@ -15,7 +15,11 @@ constexpr uint64_t kSeed = 20261125;
 constexpr int kNumRequests = 2000;
 constexpr int kNumWarmUp = 400;
 constexpr int kNumThreads = 24;
+#ifdef __SANITIZE_ADDRESS__
+constexpr long kMaxGrowthKib = 512 << 10;  // the sanitizer holds freed memory back
+#else
 constexpr long kMaxGrowthKib = 64 << 10;
+#endif
 constexpr long kMaxMoreThreads = 4;
 
 struct Plan {
