@@ -26,6 +26,7 @@ constexpr int32_t kPrefill = 512;
 struct Flags {
   std::string json_path = "build/bench.jsonl";
   std::string demo_folder = "tools/demo_model/checkpoint";
+  std::string target;  // empty: the best of this machine
   int32_t layers = 9;
   int32_t rounds = 7;
   int32_t threads = 0;
@@ -167,7 +168,10 @@ absl::Status Run(const Flags& flags) {
   ThreadPool pool(threads);  // of the ceilings; each model's backend has its own
   Report report(flags.json_path);
   std::vector<Ceilings> history;
-  const auto backend = [&]() { return CreateCpuBackend({.num_threads = threads}); };
+  ASSIGN_OR_RETURN(const CpuTarget target, ParseCpuTarget(flags.target));
+  const auto backend = [&]() {
+    return CreateCpuBackend({.num_threads = threads, .target = target});
+  };
 
   ASSIGN_OR_RETURN(const ModelConfig demo_config, LoadModelConfig(flags.demo_folder));
   ASSIGN_OR_RETURN(const auto demo_checkpoint, Checkpoint::Open(flags.demo_folder));
@@ -212,10 +216,12 @@ absl::StatusOr<Flags> ParseFlags(int argc, char** argv) {
       flags.json_path = argv[i + 1];
     } else if (name == "--demo") {
       flags.demo_folder = argv[i + 1];
+    } else if (name == "--target") {
+      flags.target = argv[i + 1];
     } else if (number == nullptr || !absl::SimpleAtoi(argv[i + 1], number) || *number < 1) {
       return absl::InvalidArgumentError(absl::StrFormat(
-          "%s %s is unknown or out of range; flags: --json PATH --demo DIR --layers N --rounds N "
-          "--threads N",
+          "%s %s is unknown or out of range; flags: --json PATH --demo DIR --target NAME "
+          "--layers N --rounds N --threads N",
           name, argv[i + 1]));
     }
   }

@@ -34,7 +34,8 @@ class ChatFormat {
 
   // Reads chat_template (or chat_template.jinja), bos_token and eos_token of FOLDER. A folder without a template loads;
   // Render then answers FAILED_PRECONDITION. A template that uses what we do not know: UNIMPLEMENTED, with line and what.
-  static absl::StatusOr<std::unique_ptr<ChatFormat>> Load(const std::string& folder, const Tokenizer& tokenizer);
+  static absl::StatusOr<std::unique_ptr<ChatFormat>> Load(const std::string& folder,
+                                                          const Tokenizer& tokenizer);
 
   // `conversation` is an object: "messages" (required list), and optional "tools", "reasoning_effort", "thinking" and
   // any other template argument. A plain list is taken as the messages. Content parts of type text are joined by one

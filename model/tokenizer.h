@@ -31,14 +31,15 @@ class Tokenizer {
   // Ids of `text`, no bos or eos added. Added tokens, special or not, are matched in the text before anything else,
   // except where a match would span one of the byte offsets `barriers` (rising; offset b lies between bytes b - 1 and
   // b): there the characters are ordinary text. INVALID_ARGUMENT with the offset for ill-formed UTF-8.
-  virtual absl::StatusOr<std::vector<int32_t>> Encode(std::string_view text,
-                                                      std::span<const size_t> barriers = {}) const = 0;
+  virtual absl::StatusOr<std::vector<int32_t>> Encode(
+      std::string_view text, std::span<const size_t> barriers = {}) const = 0;
 
   // Bytes of one token; empty for an id without one (padding rows, out of range). Added tokens give their content.
   virtual std::string_view TokenBytes(int32_t id) const = 0;
   // nullptr for ids that are not added tokens.
   virtual const AddedToken* FindAdded(int32_t id) const = 0;
-  virtual std::optional<int32_t> FindToken(std::string_view content) const = 0;  // added tokens only
+  virtual std::optional<int32_t> FindToken(
+      std::string_view content) const = 0;                       // added tokens only
   virtual std::span<const AddedToken> added_tokens() const = 0;  // by id
 
   // One more than the largest id in use; the model's vocab_size may be larger.

@@ -88,7 +88,8 @@ results=$build/test-results
     if (passed + failed + skipped == 0) fail("no test ran")
     if (failed) printf "\nFailed:\n%s", failures
     if (skipped) printf "\nSkipped:\n%s", skips
-    printf "\nThe larger test data in ../shared is %s; test cases that look for it: %d\n", shared, used
+    printf "\nThe larger test data in ../shared is %s: ", shared
+    printf shared == "there" ? "%d test cases used it\n" : "%d test cases want it and were skipped\n", used
     fflush()
     if (used) for (part in parts) printf "  %s (%d)\n", part, parts[part] | "sort"
     close("sort")

@@ -58,7 +58,7 @@ class FieldCases : public testing::Test {
     return RunTogether(**engine, {request})[0];
   }
 
-  const RealClock clock_;
+  const RealClock clock_{};
   TempFolder folder_;
 };
 
