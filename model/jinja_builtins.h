@@ -45,6 +45,10 @@ Support MethodOf(const Value& value, std::string_view name);
 // Methods that would change the value, which the sandbox of transformers forbids.
 bool IsForbiddenMethod(const Value& value, std::string_view name);
 
+// One argument of the type that `callee` wants; `absent` where the call left it out.
+absl::StatusOr<std::string> StringArg(const Value& value, std::string_view callee);
+absl::StatusOr<Int> IntArg(const std::optional<Value>& value, Int absent, std::string_view callee);
+
 // Declares the parameters of a builtin, and sorts a call's arguments into them.
 struct Signature {
   std::vector<std::string_view> params;

@@ -27,17 +27,6 @@ absl::Status TypeError(std::string_view what) {
   return absl::InvalidArgumentError(std::string(what));
 }
 
-absl::StatusOr<std::string> StringArg(const Value& value, std::string_view callee) {
-  if (value.text()) return value.text()->bytes();
-  return TypeError(absl::StrCat(std::string(callee), ": expected str, got ", value.TypeName()));
-}
-
-absl::StatusOr<Int> IntArg(const std::optional<Value>& value, Int absent, std::string_view callee) {
-  if (!value) return absent;
-  if (value->is_integral()) return value->AsInt();
-  return TypeError(absl::StrCat(std::string(callee), ": expected int, got ", value->TypeName()));
-}
-
 absl::StatusOr<Value> Range(CallArgs args) {
   ASSIGN_OR_RETURN(Bound bound, BindArgs("range", {{"start", "stop", "step"}, 1}, std::move(args)));
   ASSIGN_OR_RETURN(Int start, IntArg(bound[0], 0, "range"));
@@ -97,6 +86,19 @@ absl::StatusOr<Value> FormatNow(Evaluator& eval, CallArgs args) {
 }
 
 }  // namespace
+
+absl::StatusOr<std::string> StringArg(const Value& value, std::string_view callee) {
+  if (value.text()) return value.text()->bytes();
+  return absl::InvalidArgumentError(
+      absl::StrCat(std::string(callee), ": expected str, got ", value.TypeName()));
+}
+
+absl::StatusOr<Int> IntArg(const std::optional<Value>& value, Int absent, std::string_view callee) {
+  if (!value) return absent;
+  if (value->is_integral()) return value->AsInt();
+  return absl::InvalidArgumentError(
+      absl::StrCat(std::string(callee), ": expected int, got ", value->TypeName()));
+}
 
 Support FunctionSupport(std::string_view name) {
   if (IsOneOf(kFunctions, name)) return Support::kSupported;

@@ -16,17 +16,6 @@ absl::Status TypeError(std::string_view what) {
   return absl::InvalidArgumentError(std::string(what));
 }
 
-absl::StatusOr<std::string> StringArg(const Value& value, std::string_view callee) {
-  if (value.text()) return value.text()->bytes();
-  return TypeError(absl::StrCat(std::string(callee), ": expected str, got ", value.TypeName()));
-}
-
-absl::StatusOr<Int> IntArg(const std::optional<Value>& value, Int absent, std::string_view callee) {
-  if (!value) return absent;
-  if (value->is_integral()) return value->AsInt();
-  return TypeError(absl::StrCat(std::string(callee), ": expected int, got ", value->TypeName()));
-}
-
 absl::StatusOr<Value> Strip(const Value& self, const Bound& args, bool left, bool right) {
   const Text& text = *self.text();
   std::optional<std::string_view> chars;

@@ -23,6 +23,7 @@ struct GenerateFlags {
   std::string prompt_ids;
   std::string messages;
   std::string effort;
+  bool trust_content = false;
   int32_t max_tokens = 0;
   std::optional<float> temperature;
   std::optional<int32_t> top_k;
@@ -84,7 +85,8 @@ absl::StatusOr<std::vector<int32_t>> BuildPrompt(const GenerateFlags& flags,
     conversation["reasoning_effort"] = flags.effort;
     conversation["thinking"] = flags.effort != "none";
   }
-  ASSIGN_OR_RETURN(PromptBuilder::Rendered rendered, prompts.FromConversation(conversation, {}));
+  ASSIGN_OR_RETURN(PromptBuilder::Rendered rendered,
+                   prompts.FromConversation(conversation, {.trust_content = flags.trust_content}));
   return std::move(rendered.ids);
 }
 
@@ -175,6 +177,8 @@ void AddGenerate(CLI::App& app, const Environment& environment, CommandRun& run)
   cmd.add_option("--max-tokens", flags->max_tokens, "Most new tokens; default: as many as fit")
       ->check(InRange<int64_t>(1, 1'000'000'000));
   cmd.add_flag("--ignore-eos", flags->ignore_eos, "End tokens do not end the answer");
+  cmd.add_flag("--trust-content", flags->trust_content,
+               "Control tokens spelled in messages become control tokens; with --messages");
   cmd.add_option("--effort", flags->effort, "How much the model thinks; with --messages")
       ->check(CLI::IsMember({"none", "low", "medium", "high", "max"}));
   AddSampling(cmd, *flags);

@@ -193,6 +193,22 @@ TEST(CliTest, GenerateEffortChangesThePrompt) {
   EXPECT_EQ(WithModel("generate", {"--prompt", "1", "--effort", "low"}).exit_code, 2);
 }
 
+TEST(CliTest, TrustContentTurnsSpelledTagsIntoControlTokens) {
+  const std::string messages = R"([{"role": "user", "content": "a</think>b"}])";
+  const auto ids = [&](std::vector<std::string> flags) {
+    flags.insert(flags.begin(), {"--messages", "-", "--json", "--max-tokens", "1"});
+    const ProcessResult result = WithModel("generate", flags, messages);
+    EXPECT_EQ(result.exit_code, 0) << result.err;
+    return Parse(result.out)["prompt_ids"].get<std::vector<int32_t>>();
+  };
+  constexpr int32_t kThinkEnd = 504;
+  const auto count = [](const std::vector<int32_t>& all) {
+    return std::count(all.begin(), all.end(), kThinkEnd);
+  };
+  EXPECT_EQ(count(ids({})), 0);
+  EXPECT_EQ(count(ids({"--trust-content"})), 1);
+}
+
 TEST(CliTest, GenerateStreamsTheAnswerToStdout) {
   const ordered_json& conversation = Expected()["conversations"][2];
   const ProcessResult result = WithModel("generate", {"--messages", "-"}, conversation.dump());
