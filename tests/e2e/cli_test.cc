@@ -201,7 +201,7 @@ TEST(CliTest, TrustContentTurnsSpelledTagsIntoControlTokens) {
     EXPECT_EQ(result.exit_code, 0) << result.err;
     return Parse(result.out)["prompt_ids"].get<std::vector<int32_t>>();
   };
-  constexpr int32_t kThinkEnd = 504;
+  static constexpr int32_t kThinkEnd = 504;
   const auto count = [](const std::vector<int32_t>& all) {
     return std::count(all.begin(), all.end(), kThinkEnd);
   };
