@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "ops/backend.h"
+#include "ops/cost.h"
 
 namespace jevons {
 
@@ -40,33 +41,29 @@ class CountingBackend : public Backend {
   absl::Status Rope(const RopeArgs& args) override { return inner_->Rope(args); }
   absl::Status GatherRows(const GatherRowsArgs& args) override { return inner_->GatherRows(args); }
   absl::Status Linear(const LinearArgs& args) override {
-    Count(*args.weight, args.weight->num_groups(), args.x.dim(0));
+    Count(*args.weight, args.weight->num_groups(), Cost(args));
     return inner_->Linear(args);
   }
   absl::Status HeadLinear(const HeadLinearArgs& args) override {
-    Count(*args.weight, args.weight->num_groups(), args.x.dim(0) * args.x.dim(1));
+    Count(*args.weight, args.weight->num_groups(), Cost(args));
     return inner_->HeadLinear(args);
   }
   absl::Status GroupedGemm(const GroupedGemmArgs& args) override {
     const int32_t* cu_rows = args.cu_rows.ptr<int32_t>();
     int32_t with_rows = 0;
-    for (int32_t g = 0; g < args.weight->num_groups(); ++g)
+    for (int32_t g = 0; g < args.weight->num_groups(); ++g) {
       with_rows += cu_rows[g + 1] > cu_rows[g];
-    Count(*args.weight, with_rows, cu_rows[args.weight->num_groups()]);
+    }
+    Count(*args.weight, with_rows, Cost(args));
     return inner_->GroupedGemm(args);
   }
   absl::Status MlaStoreKv(const MlaStoreKvArgs& args) override { return inner_->MlaStoreKv(args); }
   absl::Status MlaAttention(const MlaAttentionArgs& args) override {
-    const double entry = static_cast<double>(args.cache.dim(2));
-    const double pair_flops =
-        2.0 * static_cast<double>(args.q.dim(1)) * (entry + static_cast<double>(args.out.dim(2)));
+    const int64_t entry_bytes = args.cache.dim(2) * DTypeBytes(args.cache.dtype);
     for (int64_t s = 0; s < args.context_lens.dim(0); ++s) {
-      const double context = args.context_lens.ptr<int32_t>()[s];
-      const int32_t* cu = args.cu_seqlens_q.ptr<int32_t>();
-      const double queries = cu[s + 1] - cu[s];
-      totals_.cache_bytes += context * entry * sizeof(float);
-      totals_.flops += pair_flops * queries * (context - (queries - 1) / 2);
+      totals_.cache_bytes += static_cast<double>(args.context_lens.ptr<int32_t>()[s] * entry_bytes);
     }
+    totals_.flops += static_cast<double>(Cost(args).flops);
     return inner_->MlaAttention(args);
   }
   absl::Status RouteTopK(const RouteTopKArgs& args) override { return inner_->RouteTopK(args); }
@@ -78,10 +75,11 @@ class CountingBackend : public Backend {
   }
 
  private:
-  void Count(const Weight& weight, int64_t groups, int64_t rows) {
+  // Of the bytes only the weights count: rows go from op to op through the caches.
+  void Count(const Weight& weight, int64_t groups, const OpCost& cost) {
     totals_.weight_bytes +=
         static_cast<double>(weight.bytes()) * static_cast<double>(groups) / weight.num_groups();
-    totals_.flops += 2.0 * static_cast<double>(weight.n() * weight.k()) * static_cast<double>(rows);
+    totals_.flops += static_cast<double>(cost.flops);
   }
 
   std::unique_ptr<Backend> inner_;

@@ -63,7 +63,6 @@ absl::StatusOr<DeviceTensor> ModelRunner::NewTensor(DType dtype,
   const int64_t bytes = tensor.view.num_elements() * DTypeBytes(dtype);
   ASSIGN_OR_RETURN(tensor.buffer, backend_->Allocate(bytes));
   tensor.view.data = tensor.buffer->data();
-  workspace_bytes_ += bytes;
   return tensor;
 }
 

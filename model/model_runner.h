@@ -47,8 +47,6 @@ class ModelRunner {
 
   const ModelConfig& config() const { return config_; }
   const ModelWeights& weights() const { return weights_; }
-  // Bytes of activations, without weights and cache.
-  int64_t workspace_bytes() const { return workspace_bytes_; }
 
  private:
   struct Workspace {
@@ -81,7 +79,6 @@ class ModelRunner {
   DeviceTensor cos_sin_;
   KvCache cache_;
   Workspace work_;
-  int64_t workspace_bytes_ = 0;
   int64_t last_num_tokens_ = 0;
 };
 

@@ -48,7 +48,7 @@ class Loader {
   Loader(const ModelConfig& config, const Checkpoint& checkpoint, Backend& backend)
       : config_(config), checkpoint_(checkpoint), backend_(backend) {}
 
-  absl::StatusOr<ModelWeights> Load(const LoadProgress& progress) {
+  absl::StatusOr<ModelWeights> Load() {
     ModelWeights out;
     ASSIGN_OR_RETURN(const TensorView table, checkpoint_.Find(kEmbedTensor));
     ASSIGN_OR_RETURN(out.embedding, backend_.Upload(table));
@@ -57,7 +57,6 @@ class Loader {
       out.layers.push_back(std::move(layer));
       for (const std::string& name : read_) checkpoint_.Release(name);
       read_.clear();
-      if (progress) progress(i + 1, config_.num_hidden_layers);
     }
     ASSIGN_OR_RETURN(out.final_norm, Vector("model.norm.weight"));
     ASSIGN_OR_RETURN(const std::string head, HeadTensorName(config_, checkpoint_));
@@ -237,9 +236,8 @@ class Loader {
 }  // namespace
 
 absl::StatusOr<ModelWeights> LoadModelWeights(const ModelConfig& config,
-                                              const Checkpoint& checkpoint, Backend& backend,
-                                              const LoadProgress& progress) {
-  return Loader(config, checkpoint, backend).Load(progress);
+                                              const Checkpoint& checkpoint, Backend& backend) {
+  return Loader(config, checkpoint, backend).Load();
 }
 
 }  // namespace jevons

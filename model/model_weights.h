@@ -1,7 +1,6 @@
 // The weights of a DeepSeek V2 or V3 model, packed for a backend.
 #pragma once
 
-#include <functional>
 #include <memory>
 #include <vector>
 
@@ -57,13 +56,9 @@ struct ModelWeights {
   int64_t matrix_bytes = 0;
 };
 
-// Called after each layer with layers done and all layers.
-using LoadProgress = std::function<void(int32_t done, int32_t total)>;
-
 // Reads and packs every tensor; the checkpoint may be dropped afterwards. Tensors must have passed
 // CheckTensors.
 absl::StatusOr<ModelWeights> LoadModelWeights(const ModelConfig& config,
-                                              const Checkpoint& checkpoint, Backend& backend,
-                                              const LoadProgress& progress = {});
+                                              const Checkpoint& checkpoint, Backend& backend);
 
 }  // namespace jevons
