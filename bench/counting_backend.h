@@ -32,6 +32,12 @@ class CountingBackend : public Backend {
   absl::StatusOr<DeviceTensor> Upload(const TensorView& host) override {
     return inner_->Upload(host);
   }
+  absl::Status Write(const TensorView& device, const TensorView& host) override {
+    return inner_->Write(device, host);
+  }
+  absl::Status Read(const TensorView& host, const TensorView& device) override {
+    return inner_->Read(host, device);
+  }
   absl::StatusOr<std::unique_ptr<Weight>> PackWeight(const WeightSpec& spec) override {
     return inner_->PackWeight(spec);
   }

@@ -18,6 +18,7 @@ absl::StatusOr<std::unique_ptr<ModelDriver>> ModelDriver::Create(
   ASSIGN_OR_RETURN(driver->runner_,
                    ModelRunner::Create(config, std::move(weights), driver->backend_.get(),
                                        {.max_tokens = max_tokens,
+                                        .max_num_seqs = max_seqs,
                                         .max_positions = max_context,
                                         .max_logits_rows = max_seqs,
                                         .num_blocks = max_seqs * driver->max_blocks_,

@@ -206,7 +206,8 @@ absl::StatusOr<std::unique_ptr<Weight>> PackCpuWeight(const WeightSpec& spec, Th
     const int64_t panel = first_bad.load() % num_panels;
     return CheckF8(FindRows(spec.groups[group], panel), k, group, panel);
   }
-  return std::make_unique<CpuWeight>(num_groups, n, k, format, std::move(data), std::move(scales));
+  return std::make_unique<CpuWeight>(num_groups, n, k, spec.use, format, std::move(data),
+                                     std::move(scales));
 }
 
 }  // namespace jevons

@@ -55,6 +55,14 @@ absl::StatusOr<DeviceTensor> CpuBackend::Upload(const TensorView& host) {
   return out;
 }
 
+absl::Status CpuBackend::Write(const TensorView& device, const TensorView& host) {
+  return CopyTensor(device, host);
+}
+
+absl::Status CpuBackend::Read(const TensorView& host, const TensorView& device) {
+  return CopyTensor(host, device);
+}
+
 absl::StatusOr<std::unique_ptr<Weight>> CpuBackend::PackWeight(const WeightSpec& spec) {
   RETURN_IF_ERROR(Validate(spec));
   return PackCpuWeight(spec, pool_);

@@ -22,6 +22,8 @@ class CpuBackend : public Backend {
 
   absl::StatusOr<std::unique_ptr<Buffer>> Allocate(int64_t bytes) override;
   absl::StatusOr<DeviceTensor> Upload(const TensorView& host) override;
+  absl::Status Write(const TensorView& device, const TensorView& host) override;
+  absl::Status Read(const TensorView& host, const TensorView& device) override;
   absl::StatusOr<std::unique_ptr<Weight>> PackWeight(const WeightSpec& spec) override;
 
   absl::Status Embed(const EmbedArgs& args) override;

@@ -92,6 +92,13 @@ class ReferenceBackend : public Backend {
     return out;
   }
 
+  absl::Status Write(const TensorView& device, const TensorView& host) override {
+    return CopyTensor(device, host);
+  }
+  absl::Status Read(const TensorView& host, const TensorView& device) override {
+    return CopyTensor(host, device);
+  }
+
   absl::StatusOr<std::unique_ptr<Weight>> PackWeight(const WeightSpec& spec) override {
     RETURN_IF_ERROR(Validate(spec));
     const int64_t k = spec.groups[0][0].data.dim(1);
@@ -105,7 +112,7 @@ class ReferenceBackend : public Backend {
     }
     const int32_t num_groups = static_cast<int32_t>(spec.groups.size());
     const int64_t n = static_cast<int64_t>(values.size()) / k / num_groups;
-    return std::make_unique<reference::PlainWeight>(num_groups, n, k, std::move(values));
+    return std::make_unique<reference::PlainWeight>(num_groups, n, k, spec.use, std::move(values));
   }
 
   absl::Status Embed(const EmbedArgs& args) override { return Checked(args, reference::Embed); }

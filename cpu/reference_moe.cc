@@ -65,6 +65,11 @@ void RouteRow(const RouteTopKArgs& args, int64_t t) {
   const int64_t top_k = args.topk_idx.dim(1);
   int32_t* ids = args.topk_idx.row<int32_t>(t);
   float* weights = args.topk_weights.row<float>(t);
+  if (args.num_rows.present() && t >= args.num_rows.ptr<int32_t>()[0]) {
+    std::fill_n(ids, top_k, -1);
+    std::fill_n(weights, top_k, 0.0f);
+    return;
+  }
   const std::vector<double> s = Scores(args, t);
   std::vector<double> choice = s;
   for (size_t e = 0; e < s.size() && args.bias.present(); ++e)

@@ -77,6 +77,11 @@ void RouteRow(const RouteTopKArgs& args, int64_t t, RouteScratch& s) {
   const int64_t top_k = args.topk_idx.dim(1);
   int32_t* ids = args.topk_idx.row<int32_t>(t);
   float* weights = args.topk_weights.row<float>(t);
+  if (args.num_rows.present() && t >= args.num_rows.ptr<int32_t>()[0]) {
+    std::fill_n(ids, top_k, -1);
+    std::fill_n(weights, top_k, 0.0f);
+    return;
+  }
   s.score.resize(n);
   const auto score = args.scoring == RouterScoring::kSoftmax ? Softmax : Sigmoid;
   score(args.logits.row<float>(t), n, s.score.data());

@@ -51,7 +51,8 @@ int64_t AvailableMemory() {
 }
 
 // Fills max_model_len and kv_cache_tokens where they are 0, and the number of blocks.
-absl::Status ResolveMemory(const ModelConfig& config, EngineOptions& options, int32_t& num_blocks) {
+absl::Status ResolveMemory(const ModelConfig& config, DType kv_dtype, EngineOptions& options,
+                           int32_t& num_blocks) {
   if (options.max_model_len > config.max_position_embeddings) {
     return absl::InvalidArgumentError(
         absl::StrCat("max-model-len must be at most the model's max_position_embeddings, ",
@@ -60,7 +61,7 @@ absl::Status ResolveMemory(const ModelConfig& config, EngineOptions& options, in
   const bool len_given = options.max_model_len > 0;
   if (!len_given) options.max_model_len = config.max_position_embeddings;
   if (options.kv_cache_tokens == 0) {
-    const int64_t bytes_per_token = KvBytesPerToken(KvLayers(config));
+    const int64_t bytes_per_token = KvBytesPerToken(KvLayers(config, kv_dtype));
     const int64_t affordable = AvailableMemory() / 4 / bytes_per_token;
     const int64_t useful = int64_t{options.max_num_seqs} * options.max_model_len;
     options.kv_cache_tokens = std::clamp<int64_t>(std::min(affordable, useful), kKvBlockTokens,
@@ -131,10 +132,11 @@ absl::StatusOr<LoadedModel> LoadModel(const EngineOptions& options, const ModelC
   LogInfo("weights_loaded",
           {{"gigabytes", absl::StrFormat("%.2f", static_cast<double>(weights.matrix_bytes) / 1e9)},
            {"seconds", absl::StrFormat("%.1f", absl::ToDoubleSeconds(absl::Now() - start))}});
-  RETURN_IF_ERROR(ResolveMemory(config, out.options, out.num_blocks));
+  RETURN_IF_ERROR(ResolveMemory(config, out.backend->traits().kv_cache, out.options, out.num_blocks));
   ASSIGN_OR_RETURN(out.runner,
                    ModelRunner::Create(config, std::move(weights), out.backend.get(),
                                        {.max_tokens = out.options.max_num_batched_tokens,
+                                        .max_num_seqs = out.options.max_num_seqs,
                                         .max_positions = out.options.max_model_len,
                                         .max_logits_rows = kMaxLogitsRows,
                                         .num_blocks = out.num_blocks,

@@ -7,14 +7,15 @@
 namespace jevons {
 namespace {
 
-// Host arrays as views; ops only read them.
-template <typename T>
-TensorView HostView(std::span<const T> values, DType dtype) {
-  return TensorView(const_cast<T*>(values.data()), dtype, {static_cast<int64_t>(values.size())});
-}
+// Keys of RunStep: a step's is its number of rows, that of a Logits call its number of rows and this.
+constexpr int64_t kLogitsKey = int64_t{1} << 32;
 
 // HFr builds the latent norms with the default epsilon, not with rms_norm_eps.
 constexpr float kLatentNormEps = 1e-6f;
+
+int64_t MaxSequenceBlocks(const ModelRunnerOptions& options) {
+  return (options.max_positions + options.block_tokens - 1) / options.block_tokens;
+}
 
 RouteTopKArgs RouterRule(const ModelConfig& config) {
   RouteTopKArgs args;
@@ -35,9 +36,9 @@ RouteTopKArgs RouterRule(const ModelConfig& config) {
 
 }  // namespace
 
-std::vector<KvLayerSpec> KvLayers(const ModelConfig& config) {
+std::vector<KvLayerSpec> KvLayers(const ModelConfig& config, DType dtype) {
   return std::vector<KvLayerSpec>(config.num_hidden_layers,
-                                  {.entry_dim = config.kv_entry_dim(), .dtype = DType::kF32});
+                                  {.entry_dim = config.kv_entry_dim(), .dtype = dtype});
 }
 
 absl::StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::Create(
@@ -50,91 +51,156 @@ absl::StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::Create(
   ASSIGN_OR_RETURN(runner->cos_sin_,
                    backend->Upload(TensorView(table.data(), DType::kF32,
                                               {options.max_positions, config.qk_rope_head_dim})));
-  ASSIGN_OR_RETURN(runner->cache_, KvCache::Create(*backend, KvLayers(config), options.num_blocks,
-                                                   options.block_tokens));
+  ASSIGN_OR_RETURN(runner->cache_,
+                   KvCache::Create(*backend, KvLayers(config, backend->traits().kv_cache),
+                                   options.num_blocks, options.block_tokens));
   RETURN_IF_ERROR(runner->Allocate());
   return runner;
 }
 
-absl::StatusOr<DeviceTensor> ModelRunner::NewTensor(DType dtype,
-                                                    std::initializer_list<int64_t> shape) {
-  DeviceTensor tensor;
-  tensor.view = TensorView(nullptr, dtype, shape);
-  const int64_t bytes = tensor.view.num_elements() * DTypeBytes(dtype);
-  ASSIGN_OR_RETURN(tensor.buffer, backend_->Allocate(bytes));
-  tensor.view.data = tensor.buffer->data();
-  return tensor;
+absl::Status ModelRunner::AddTensor(DeviceTensor& out, DType dtype,
+                                    std::initializer_list<int64_t> shape) {
+  out.view = TensorView(nullptr, dtype, shape);
+  const int64_t bytes = out.view.num_elements() * DTypeBytes(dtype);
+  ASSIGN_OR_RETURN(out.buffer, backend_->Allocate(bytes));
+  out.view.data = out.buffer->data();
+  return absl::OkStatus();
 }
 
 absl::Status ModelRunner::Allocate() {
   const ModelConfig& c = config_;
+  const DType act = backend_->traits().activation;
   const int64_t t = options_.max_tokens;
   const int64_t heads = c.num_attention_heads;
   const int64_t q_dim = heads * c.qk_head_dim();
   const int64_t qkv_dim = (c.q_lora_rank ? c.q_lora_rank : q_dim) + c.kv_entry_dim();
   const int64_t shared_dim = int64_t{c.n_shared_experts} * c.moe_intermediate_size;
   const int64_t mlp_dim = std::max<int64_t>(c.intermediate_size, shared_dim);
-  const auto add = [&](DeviceTensor& out, DType dtype,
-                       std::initializer_list<int64_t> shape) -> absl::Status {
-    ASSIGN_OR_RETURN(out, NewTensor(dtype, shape));
-    return absl::OkStatus();
-  };
+  constexpr DType kF32 = DType::kF32;
+  RETURN_IF_ERROR(AddTensor(work_.x, kF32, {t, c.hidden_size}));
+  RETURN_IF_ERROR(AddTensor(work_.norm, act, {t, c.hidden_size}));
+  RETURN_IF_ERROR(AddTensor(work_.delta, kF32, {t, c.hidden_size}));
+  RETURN_IF_ERROR(AddTensor(work_.qkv, act, {t, qkv_dim}));
+  if (c.q_lora_rank) {
+    RETURN_IF_ERROR(AddTensor(work_.q_a, act, {t, c.q_lora_rank}));
+    RETURN_IF_ERROR(AddTensor(work_.q, act, {t, q_dim}));
+  }
+  RETURN_IF_ERROR(AddTensor(work_.q_latent, act, {t, heads, c.kv_entry_dim()}));
+  RETURN_IF_ERROR(AddTensor(work_.attended, act, {t, heads, c.kv_lora_rank}));
+  RETURN_IF_ERROR(AddTensor(work_.values, act, {t, heads * c.v_head_dim}));
+  if (!backend_->traits().fuses_gated_up) {
+    RETURN_IF_ERROR(AddTensor(work_.gate_up, kF32, {t, 2 * mlp_dim}));
+  }
+  RETURN_IF_ERROR(AddTensor(work_.act, act, {t, mlp_dim}));
+  if (c.n_routed_experts > 0) RETURN_IF_ERROR(AllocateMoe());
+  RETURN_IF_ERROR(AddTensor(work_.row_idx, DType::kI32, {options_.max_logits_rows}));
+  RETURN_IF_ERROR(AddTensor(work_.hidden, act, {options_.max_logits_rows, c.hidden_size}));
+  RETURN_IF_ERROR(AddTensor(work_.logits, kF32, {options_.max_logits_rows, c.vocab_size}));
+  host_rows_.resize(options_.max_logits_rows);
+  if (!backend_->traits().host_memory) host_logits_.resize(work_.logits.view.num_elements());
+  const int64_t seqs = options_.max_num_seqs;
+  host_arrays_.resize(t * (sizeof(int64_t) + 2 * sizeof(int32_t)) +
+                      (2 * seqs + 1 + seqs * MaxSequenceBlocks(options_)) * sizeof(int32_t));
+  return AddTensor(step_arrays_, DType::kU8, {static_cast<int64_t>(host_arrays_.size())});
+}
+
+absl::Status ModelRunner::AllocateMoe() {
+  const DType act = backend_->traits().activation;
+  const int64_t t = options_.max_tokens;
+  const int64_t k = config_.num_experts_per_tok;
+  const int64_t m = config_.moe_intermediate_size;
+  const int64_t experts = config_.n_routed_experts;
   constexpr DType kF32 = DType::kF32;
   constexpr DType kI32 = DType::kI32;
-  RETURN_IF_ERROR(add(work_.x, kF32, {t, c.hidden_size}));
-  RETURN_IF_ERROR(add(work_.norm, kF32, {t, c.hidden_size}));
-  RETURN_IF_ERROR(add(work_.delta, kF32, {t, c.hidden_size}));
-  RETURN_IF_ERROR(add(work_.qkv, kF32, {t, qkv_dim}));
-  if (c.q_lora_rank) {
-    RETURN_IF_ERROR(add(work_.q_a, kF32, {t, c.q_lora_rank}));
-    RETURN_IF_ERROR(add(work_.q, kF32, {t, q_dim}));
+  RETURN_IF_ERROR(AddTensor(work_.shared, kF32, {t, config_.hidden_size}));
+  RETURN_IF_ERROR(AddTensor(work_.router_logits, kF32, {t, experts}));
+  RETURN_IF_ERROR(AddTensor(work_.topk_idx, kI32, {t, k}));
+  RETURN_IF_ERROR(AddTensor(work_.topk_weights, kF32, {t, k}));
+  RETURN_IF_ERROR(AddTensor(work_.cu_rows, kI32, {experts + 1}));
+  RETURN_IF_ERROR(AddTensor(work_.row_token, kI32, {t * k}));
+  RETURN_IF_ERROR(AddTensor(work_.token_row, kI32, {t, k}));
+  if (!backend_->traits().fuses_gated_up) {
+    RETURN_IF_ERROR(AddTensor(work_.expert_gate_up, kF32, {t * k, 2 * m}));
   }
-  RETURN_IF_ERROR(add(work_.q_latent, kF32, {t, heads, c.kv_entry_dim()}));
-  RETURN_IF_ERROR(add(work_.attended, kF32, {t, heads, c.kv_lora_rank}));
-  RETURN_IF_ERROR(add(work_.values, kF32, {t, heads * c.v_head_dim}));
-  RETURN_IF_ERROR(add(work_.gate_up, kF32, {t, 2 * mlp_dim}));
-  RETURN_IF_ERROR(add(work_.act, kF32, {t, mlp_dim}));
-  if (c.n_routed_experts > 0) {
-    const int64_t k = c.num_experts_per_tok;
-    const int64_t m = c.moe_intermediate_size;
-    RETURN_IF_ERROR(add(work_.shared, kF32, {t, c.hidden_size}));
-    RETURN_IF_ERROR(add(work_.router_logits, kF32, {t, c.n_routed_experts}));
-    RETURN_IF_ERROR(add(work_.topk_idx, kI32, {t, k}));
-    RETURN_IF_ERROR(add(work_.topk_weights, kF32, {t, k}));
-    RETURN_IF_ERROR(add(work_.cu_rows, kI32, {c.n_routed_experts + 1}));
-    RETURN_IF_ERROR(add(work_.row_token, kI32, {t * k}));
-    RETURN_IF_ERROR(add(work_.token_row, kI32, {t, k}));
-    RETURN_IF_ERROR(add(work_.expert_gate_up, kF32, {t * k, 2 * m}));
-    RETURN_IF_ERROR(add(work_.expert_act, kF32, {t * k, m}));
-    RETURN_IF_ERROR(add(work_.expert_out, kF32, {t * k, c.hidden_size}));
+  RETURN_IF_ERROR(AddTensor(work_.expert_act, act, {t * k, m}));
+  return AddTensor(work_.expert_out, act, {t * k, config_.hidden_size});
+}
+
+absl::Status ModelRunner::CheckStep(const StepInput& input) const {
+  const auto check = [](const char* what, int64_t value, int64_t limit) {
+    if (value <= limit) return absl::OkStatus();
+    return absl::InvalidArgumentError(
+        absl::StrCat("a step has at most ", limit, " ", what, ", given ", value));
+  };
+  RETURN_IF_ERROR(
+      check("tokens", static_cast<int64_t>(input.token_ids.size()), options_.max_tokens));
+  RETURN_IF_ERROR(
+      check("sequences", static_cast<int64_t>(input.context_lens.size()), options_.max_num_seqs));
+  return check("blocks a sequence", input.max_blocks, MaxSequenceBlocks(options_));
+}
+
+int64_t ModelRunner::Padded(int64_t num_rows, int64_t max_rows) const {
+  if (!backend_->traits().records_steps) return num_rows;
+  int64_t step = 1;
+  while (step < num_rows && step < 8) step *= 2;
+  while (num_rows > 8 * step && step < 128) step *= 2;
+  return std::min((num_rows + step - 1) / step * step, max_rows);
+}
+
+absl::StatusOr<ModelRunner::Step> ModelRunner::WriteStep(const StepInput& input) {
+  const int64_t used = static_cast<int64_t>(input.token_ids.size());
+  const int64_t num_seqs = static_cast<int64_t>(input.context_lens.size());
+  const bool pads = backend_->traits().records_steps;
+  Step step;
+  step.num_tokens = Padded(used, options_.max_tokens);
+  const int64_t seqs = pads ? options_.max_num_seqs : num_seqs;
+  const int64_t width = MaxSequenceBlocks(options_);
+  // The places depend on the padded sizes alone.
+  int64_t offset = 0;
+  const auto place = [&](DType dtype, std::initializer_list<int64_t> shape, auto* from,
+                         int64_t count, auto padding) {
+    using T = std::decay_t<decltype(*from)>;
+    TensorView view(step_arrays_.view.ptr<uint8_t>() + offset, dtype, shape);
+    T* to = reinterpret_cast<T*>(host_arrays_.data() + offset);
+    std::copy_n(from, count, to);
+    std::fill(to + count, to + view.num_elements(), static_cast<T>(padding));
+    offset += view.num_elements() * static_cast<int64_t>(sizeof(T));
+    return view;
+  };
+  const int64_t t = step.num_tokens;
+  step.slot_mapping = place(DType::kI64, {t}, input.slot_mapping.data(), used, -1);
+  step.token_ids = place(DType::kI32, {t}, input.token_ids.data(), used, 0);
+  step.positions = place(DType::kI32, {t}, input.positions.data(), used, 0);
+  step.cu_seqlens_q = place(DType::kI32, {seqs + 1}, input.cu_seqlens_q.data(), num_seqs + 1, used);
+  step.context_lens = place(DType::kI32, {seqs}, input.context_lens.data(), num_seqs, 0);
+  step.block_tables =
+      TensorView(step_arrays_.view.ptr<uint8_t>() + offset, DType::kI32, {seqs, width});
+  for (int64_t s = 0; s < num_seqs; ++s) {
+    std::copy_n(input.block_tables.data() + s * input.max_blocks, input.max_blocks,
+                reinterpret_cast<int32_t*>(host_arrays_.data() + offset) + s * width);
   }
-  RETURN_IF_ERROR(add(work_.hidden, kF32, {options_.max_logits_rows, c.hidden_size}));
-  return add(work_.logits, kF32, {options_.max_logits_rows, c.vocab_size});
+  offset += num_seqs * width * static_cast<int64_t>(sizeof(int32_t));
+  RETURN_IF_ERROR(backend_->Write(step_arrays_.view.Slice(0, offset),
+                                  TensorView(host_arrays_.data(), DType::kU8, {offset})));
+  return step;
 }
 
 absl::Status ModelRunner::Run(const StepInput& input) {
-  const int64_t t = static_cast<int64_t>(input.token_ids.size());
-  if (t > options_.max_tokens) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("a step has at most ", options_.max_tokens, " tokens, given ", t));
-  }
-  last_num_tokens_ = t;
-  if (t == 0) return absl::OkStatus();
-  const int64_t num_seqs = static_cast<int64_t>(input.context_lens.size());
-  Step step;
-  step.num_tokens = t;
-  step.positions = HostView(input.positions, DType::kI32);
-  step.slot_mapping = HostView(input.slot_mapping, DType::kI64);
-  step.cu_seqlens_q = HostView(input.cu_seqlens_q, DType::kI32);
-  step.context_lens = HostView(input.context_lens, DType::kI32);
-  step.block_tables = TensorView(const_cast<int32_t*>(input.block_tables.data()), DType::kI32,
-                                 {num_seqs, input.max_blocks});
+  RETURN_IF_ERROR(CheckStep(input));
+  last_num_tokens_ = static_cast<int64_t>(input.token_ids.size());
+  if (last_num_tokens_ == 0) return absl::OkStatus();
+  ASSIGN_OR_RETURN(const Step step, WriteStep(input));
+  return backend_->RunStep(step.num_tokens, [&] { return Layers(step); });
+}
+
+absl::Status ModelRunner::Layers(const Step& step) {
+  const int64_t t = step.num_tokens;
   const TensorView x = work_.x.view.Slice(0, t);
   const TensorView norm = work_.norm.view.Slice(0, t);
   const TensorView delta = work_.delta.view.Slice(0, t);
   const float eps = static_cast<float>(config_.rms_norm_eps);
-  RETURN_IF_ERROR(backend_->Embed(
-      {.ids = HostView(input.token_ids, DType::kI32), .table = weights_.embedding.view, .out = x}));
+  RETURN_IF_ERROR(
+      backend_->Embed({.ids = step.token_ids, .table = weights_.embedding.view, .out = x}));
   // Each block leaves its output in `delta`; the next norm adds it to the residual on its way.
   TensorView pending;
   for (int32_t i = 0; i < config_.num_hidden_layers; ++i) {
@@ -148,7 +214,7 @@ absl::Status ModelRunner::Run(const StepInput& input) {
                                        .weight = layer.post_attention_norm.view,
                                        .eps = eps,
                                        .out = norm}));
-    RETURN_IF_ERROR(config_.IsMoeLayer(i) ? Moe(layer.moe, t) : DenseMlp(layer.dense, t, delta));
+    RETURN_IF_ERROR(config_.IsMoeLayer(i) ? Moe(layer.moe, step) : DenseMlp(layer.dense, t, delta));
   }
   return backend_->RmsNorm(
       {.x = x, .delta = pending, .weight = weights_.final_norm.view, .eps = eps, .out = norm});
@@ -207,21 +273,28 @@ absl::Status ModelRunner::Attention(int32_t layer_idx, const Step& step) {
 
 absl::Status ModelRunner::DenseMlp(const MlpWeights& mlp, int64_t num_tokens,
                                    const TensorView& out) {
-  const TensorView gate_up = work_.gate_up.view.Slice(0, num_tokens).Columns(0, mlp.gate_up->n());
   const TensorView act = work_.act.view.Slice(0, num_tokens).Columns(0, mlp.down->k());
-  RETURN_IF_ERROR(backend_->Linear({.x = work_.norm.view.Slice(0, num_tokens),
-                                    .weight = mlp.gate_up.get(),
-                                    .bias = {},
-                                    .out = gate_up}));
-  RETURN_IF_ERROR(backend_->SiluMul({.gate_up = gate_up, .out = act}));
+  GatedUpArgs up = {.x = work_.norm.view.Slice(0, num_tokens),
+                    .cu_rows = {},
+                    .row_idx = {},
+                    .weight = mlp.gate_up.get(),
+                    .workspace = {},
+                    .out = act};
+  if (work_.gate_up.view.present()) {
+    up.workspace = work_.gate_up.view.Slice(0, num_tokens).Columns(0, mlp.gate_up->n());
+  }
+  RETURN_IF_ERROR(backend_->GatedUp(up));
   return backend_->Linear({.x = act, .weight = mlp.down.get(), .bias = {}, .out = out});
 }
 
-absl::Status ModelRunner::Moe(const MoeWeights& moe, int64_t num_tokens) {
+absl::Status ModelRunner::Moe(const MoeWeights& moe, const Step& step) {
+  const int64_t num_tokens = step.num_tokens;
   const TensorView norm = work_.norm.view.Slice(0, num_tokens);
   RouteTopKArgs route = RouterRule(config_);
   route.logits = work_.router_logits.view.Slice(0, num_tokens);
   route.bias = moe.router_bias.view;
+  // Rows of padding must not call experts.
+  route.num_rows = step.cu_seqlens_q.Slice(step.cu_seqlens_q.dim(0) - 1, 1);
   route.topk_idx = work_.topk_idx.view.Slice(0, num_tokens);
   route.topk_weights = work_.topk_weights.view.Slice(0, num_tokens);
   RETURN_IF_ERROR(
@@ -233,15 +306,18 @@ absl::Status ModelRunner::Moe(const MoeWeights& moe, int64_t num_tokens) {
                              .row_token = work_.row_token.view.Slice(0, num_rows),
                              .token_row = work_.token_row.view.Slice(0, num_tokens)};
   RETURN_IF_ERROR(backend_->ExpertDispatch({.topk_idx = route.topk_idx, .plan = plan}));
-  const TensorView gate_up = work_.expert_gate_up.view.Slice(0, num_rows);
   const TensorView act = work_.expert_act.view.Slice(0, num_rows);
   const TensorView expert_out = work_.expert_out.view.Slice(0, num_rows);
-  RETURN_IF_ERROR(backend_->GroupedGemm({.x = norm,
-                                         .cu_rows = plan.cu_rows,
-                                         .row_idx = plan.row_token,
-                                         .weight = moe.experts.gate_up.get(),
-                                         .out = gate_up}));
-  RETURN_IF_ERROR(backend_->SiluMul({.gate_up = gate_up, .out = act}));
+  GatedUpArgs up = {.x = norm,
+                    .cu_rows = plan.cu_rows,
+                    .row_idx = plan.row_token,
+                    .weight = moe.experts.gate_up.get(),
+                    .workspace = {},
+                    .out = act};
+  if (work_.expert_gate_up.view.present()) {
+    up.workspace = work_.expert_gate_up.view.Slice(0, num_rows);
+  }
+  RETURN_IF_ERROR(backend_->GatedUp(up));
   RETURN_IF_ERROR(backend_->GroupedGemm({.x = act,
                                          .cu_rows = plan.cu_rows,
                                          .row_idx = {},
@@ -265,15 +341,31 @@ absl::StatusOr<TensorView> ModelRunner::Logits(std::span<const int32_t> rows) {
     return absl::InvalidArgumentError(
         absl::StrCat("at most ", options_.max_logits_rows, " rows of logits, given ", num_rows));
   }
-  const TensorView hidden = work_.hidden.view.Slice(0, num_rows);
+  for (int32_t row : rows) {
+    if (row >= 0 && row < last_num_tokens_) continue;
+    return absl::InvalidArgumentError(
+        absl::StrCat("a row of logits must be in [0, ", last_num_tokens_, "), given ", row));
+  }
+  if (num_rows == 0) return work_.logits.view.Slice(0, 0);
+  const int64_t padded = Padded(num_rows, options_.max_logits_rows);
+  std::copy(rows.begin(), rows.end(), host_rows_.begin());
+  std::fill(host_rows_.begin() + num_rows, host_rows_.begin() + padded, 0);
+  const TensorView row_idx = work_.row_idx.view.Slice(0, padded);
+  RETURN_IF_ERROR(backend_->Write(row_idx, TensorView(host_rows_.data(), DType::kI32, {padded})));
+  RETURN_IF_ERROR(backend_->RunStep(kLogitsKey + padded, [&]() -> absl::Status {
+    const TensorView hidden = work_.hidden.view.Slice(0, padded);
+    RETURN_IF_ERROR(
+        backend_->GatherRows({.x = work_.norm.view, .row_idx = row_idx, .out = hidden}));
+    return backend_->Linear({.x = hidden,
+                             .weight = weights_.head.get(),
+                             .bias = {},
+                             .out = work_.logits.view.Slice(0, padded)});
+  }));
   const TensorView logits = work_.logits.view.Slice(0, num_rows);
-  if (num_rows == 0) return logits;
-  RETURN_IF_ERROR(backend_->GatherRows({.x = work_.norm.view.Slice(0, last_num_tokens_),
-                                        .row_idx = HostView(rows, DType::kI32),
-                                        .out = hidden}));
-  RETURN_IF_ERROR(
-      backend_->Linear({.x = hidden, .weight = weights_.head.get(), .bias = {}, .out = logits}));
-  return logits;
+  if (backend_->traits().host_memory) return logits;
+  const TensorView host(host_logits_.data(), DType::kF32, {num_rows, config_.vocab_size});
+  RETURN_IF_ERROR(backend_->Read(host, logits));
+  return host;
 }
 
 }  // namespace jevons

@@ -160,6 +160,7 @@ class Loader {
   // One group for each prefix ("...mlp.experts.3.").
   absl::StatusOr<MlpWeights> LoadMlp(const std::vector<std::string>& prefixes) {
     WeightSpec gate_up, down;
+    gate_up.use = WeightUse::kGateUp;
     for (const std::string& prefix : prefixes) {
       ASSIGN_OR_RETURN(WeightPart gate, Part(prefix + "gate_proj.weight"));
       ASSIGN_OR_RETURN(WeightPart up, Part(prefix + "up_proj.weight"));

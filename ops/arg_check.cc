@@ -62,9 +62,9 @@ void ArgCheck::OptionalTensor(std::string_view name, const TensorView& view, DTy
   if (view.present()) Tensor(name, view, dtype, shape, layout);
 }
 
-void ArgCheck::Output(std::string_view name, const TensorView& view,
+void ArgCheck::Output(std::string_view name, const TensorView& view, DType dtype,
                       std::initializer_list<int64_t> shape) {
-  Tensor(name, view, DType::kF32, shape, Layout::kStrided);
+  Tensor(name, view, dtype, shape, Layout::kStrided);
   if (!ok() || view.num_elements() == 0 || !RowsOverlap(view)) return;
   Fail(name, "laid out without overlap",
        absl::StrCat(view.ToString(), " with row stride ", view.stride[0]));

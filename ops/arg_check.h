@@ -31,7 +31,8 @@ class ArgCheck {
   void OptionalTensor(std::string_view name, const TensorView& view, DType dtype,
                       std::initializer_list<int64_t> shape, Layout layout = Layout::kContiguous);
   // Rows that are written must not overlap.
-  void Output(std::string_view name, const TensorView& view, std::initializer_list<int64_t> shape);
+  void Output(std::string_view name, const TensorView& view, DType dtype,
+              std::initializer_list<int64_t> shape);
 
   // "op: name[index] must be in [low, high], got value"
   void InRange(std::string_view name, int64_t value, int64_t low, int64_t high);

@@ -4,6 +4,7 @@
 #include <memory>
 #include <string>
 
+#include "absl/functional/function_ref.h"
 #include "base/status.h"
 #include "ops/elementwise.h"
 #include "ops/linear.h"
@@ -26,6 +27,17 @@ struct DeviceTensor {
   TensorView view;
 };
 
+// What a backend wants to be given. An activation may always be f32 too; the input of a matrix
+// product is `activation`.
+struct BackendTraits {
+  DType activation = DType::kF32;
+  DType kv_cache = DType::kF32;
+  bool host_memory = true;      // buffers can be read and written by the host
+  bool fuses_gated_up = false;  // GatedUp needs no workspace
+  // Steps are recorded for a number of tokens and replayed: the model pads them to one of few.
+  bool records_steps = false;
+};
+
 // Owned by one thread: the engine thread, after the loading thread has handed it over. Every op
 // validates its arguments: INVALID_ARGUMENT names op, argument, what was wanted and what was given,
 // and nothing is written.
@@ -36,10 +48,21 @@ class Backend {
   // "cpu (avx512, 2 threads)"
   virtual std::string Description() const = 0;
 
+  virtual BackendTraits traits() const { return {}; }
+
   // Zeroed memory, aligned to 64 bytes. RESOURCE_EXHAUSTED with the size where there is none.
   virtual absl::StatusOr<std::unique_ptr<Buffer>> Allocate(int64_t bytes) = 0;
   // Copies a contiguous host tensor to the device.
   virtual absl::StatusOr<DeviceTensor> Upload(const TensorView& host) = 0;
+  // Copies a contiguous host tensor over `device` when the ops before it are done; `host` may change
+  // after the call.
+  virtual absl::Status Write(const TensorView& device, const TensorView& host) = 0;
+  // Waits for all ops, with their errors, and copies to a contiguous host tensor.
+  virtual absl::Status Read(const TensorView& host, const TensorView& device) = 0;
+  // Runs `ops`, which calls ops of this backend alone. Calls with the same key must mean the same
+  // ops on the same tensors: a backend may record the first and replay it instead of the others.
+  virtual absl::Status RunStep(int64_t key, absl::FunctionRef<absl::Status()> ops) { return ops(); }
+
   // INVALID_ARGUMENT for shapes that do not fit together or a NaN among f8 values.
   virtual absl::StatusOr<std::unique_ptr<Weight>> PackWeight(const WeightSpec& spec) = 0;
 
@@ -51,6 +74,8 @@ class Backend {
   virtual absl::Status Linear(const LinearArgs& args) = 0;
   virtual absl::Status HeadLinear(const HeadLinearArgs& args) = 0;
   virtual absl::Status GroupedGemm(const GroupedGemmArgs& args) = 0;
+  // By default the product goes to the workspace and then through SiluMul.
+  virtual absl::Status GatedUp(const GatedUpArgs& args);
   virtual absl::Status MlaStoreKv(const MlaStoreKvArgs& args) = 0;
   virtual absl::Status MlaAttention(const MlaAttentionArgs& args) = 0;
   virtual absl::Status RouteTopK(const RouteTopKArgs& args) = 0;

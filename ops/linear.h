@@ -46,4 +46,20 @@ struct GroupedGemmArgs {
   TensorView out;
 };
 
+// What    out[r] = silu(gate x) * (up x), silu(z) = z / (1 + exp(-z)), for the rows r of GroupedGemm;
+//         where cu_rows is absent for every row of x with group 0
+// Shapes  as GroupedGemm; weight packed as kGateUp, n = 2m; out [num_rows, m];
+//         workspace f32 [num_rows, 2m], row stride free: undefined afterwards; absent where the
+//         backend fuses (BackendTraits)
+// Edge, Order as GroupedGemm
+// Error   the two products as Linear, then kSiluMulTolerance
+struct GatedUpArgs {
+  TensorView x;
+  TensorView cu_rows;
+  TensorView row_idx;
+  const Weight* weight = nullptr;
+  TensorView workspace;
+  TensorView out;
+};
+
 }  // namespace jevons

@@ -15,6 +15,7 @@ enum class GroupScore { kNone, kMax, kTop2Sum };
 //         times scale
 // Shapes  logits [num_tokens, n_experts] f32; bias [n_experts] f32 or absent;
 //         topk_idx i32 [num_tokens, top_k]; topk_weights f32 [num_tokens, top_k]
+//         num_rows i32 [1] or absent: rows from num_rows[0] on choose nothing (-1, weight 0)
 // Edge    a row with a NaN among its c gets topk_idx 0 .. top_k - 1 and NaN weights: that row alone
 //         is lost. n_group = 1 has no group step
 // Order   fixed
@@ -30,6 +31,7 @@ struct RouteTopKArgs {
   int32_t topk_group = 1;
   bool normalize = false;
   float scale = 1;
+  TensorView num_rows;
   TensorView topk_idx;
   TensorView topk_weights;
 };

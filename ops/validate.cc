@@ -1,5 +1,7 @@
 #include "ops/validate.h"
 
+#include <cstring>
+
 #include "absl/strings/str_cat.h"
 #include "ops/arg_check.h"
 
@@ -12,6 +14,11 @@ constexpr DType kI32 = DType::kI32;
 // Sizes of a view that may have the wrong rank; the shape check that follows reports it.
 int64_t Dim(const TensorView& view, int i) { return i < view.rank ? view.shape[i] : 0; }
 
+// What `view` may be as an activation: the rule's type where it is that, else f32.
+DType FloatType(const TensorView& view, const ArgRules& rules) {
+  return view.dtype == rules.activation ? rules.activation : kF32;
+}
+
 void CheckEps(ArgCheck& check, float eps) {
   if (check.ok() && !(eps >= 0 && eps < 1)) {
     check.Require(false, absl::StrCat("eps must be in [0, 1), got ", eps));
@@ -20,11 +27,11 @@ void CheckEps(ArgCheck& check, float eps) {
 
 // The positions, and the table that they choose rows of.
 void CheckRotation(ArgCheck& check, const TensorView& positions, const TensorView& cos_sin,
-                   int64_t num_tokens, int64_t d) {
+                   int64_t num_tokens, int64_t d, const ArgRules& rules) {
   check.Tensor("positions", positions, kI32, {num_tokens});
   check.Tensor("cos_sin", cos_sin, kF32, {kAnySize, d});
   check.Require(d % 2 == 0, "the rotated width must be even");
-  if (!check.ok()) return;
+  if (!check.ok() || !rules.read_indices) return;
   for (int64_t t = 0; t < num_tokens; ++t) {
     check.IndexInRange("positions", t, positions.ptr<int32_t>()[t], 0, cos_sin.dim(0) - 1);
   }
@@ -35,11 +42,27 @@ void CheckWeight(ArgCheck& check, const Weight* weight) {
 }
 
 // Ascending from 0 to `last`.
-void CheckPrefixSums(ArgCheck& check, std::string_view name, const TensorView& cu, int64_t last) {
-  if (!check.ok()) return;
+void CheckPrefixSums(ArgCheck& check, std::string_view name, const TensorView& cu, int64_t last,
+                     const ArgRules& rules) {
+  if (!check.ok() || !rules.read_indices) return;
   const int32_t* v = cu.ptr<int32_t>();
   check.IndexInRange(name, 0, v[0], 0, 0);
   for (int64_t i = 1; i < cu.dim(0); ++i) check.IndexInRange(name, i, v[i], v[i - 1], last);
+}
+
+// The rows of each group and where they come from.
+void CheckGroups(ArgCheck& check, const TensorView& x, const TensorView& cu_rows,
+                 const TensorView& row_idx, const Weight& weight, int64_t num_rows,
+                 const ArgRules& rules) {
+  check.Tensor("cu_rows", cu_rows, kI32, {weight.num_groups() + int64_t{1}});
+  check.OptionalTensor("row_idx", row_idx, kI32, {num_rows});
+  CheckPrefixSums(check, "cu_rows", cu_rows, num_rows, rules);
+  if (!check.ok() || !rules.read_indices) return;
+  const int32_t used = cu_rows.ptr<int32_t>()[weight.num_groups()];
+  if (!row_idx.present()) return check.InRange("cu_rows[num_groups]", used, 0, x.dim(0));
+  for (int32_t i = 0; i < used; ++i) {
+    check.IndexInRange("row_idx", i, row_idx.ptr<int32_t>()[i], 0, x.dim(0) - 1);
+  }
 }
 
 void CheckPlan(ArgCheck& check, const DispatchPlan& plan, int64_t num_tokens, int64_t top_k) {
@@ -51,118 +74,134 @@ void CheckPlan(ArgCheck& check, const DispatchPlan& plan, int64_t num_tokens, in
 
 }  // namespace
 
-absl::Status Validate(const EmbedArgs& args) {
+absl::Status Validate(const EmbedArgs& args, const ArgRules& rules) {
   ArgCheck check("Embed");
   const DType dtype = args.table.dtype;
   check.Require(dtype == kF32 || dtype == DType::kF16 || dtype == DType::kBF16,
                 "table must be f32, f16 or bf16");
   check.Tensor("ids", args.ids, kI32, {kAnySize});
   check.Tensor("table", args.table, dtype, {kAnySize, kAnySize}, Layout::kStrided);
-  check.Output("out", args.out, {Dim(args.ids, 0), Dim(args.table, 1)});
+  check.Output("out", args.out, FloatType(args.out, rules), {Dim(args.ids, 0), Dim(args.table, 1)});
   return check.status();
 }
 
-absl::Status Validate(const RmsNormArgs& args) {
+absl::Status Validate(const RmsNormArgs& args, const ArgRules& rules) {
   ArgCheck check("RmsNorm");
   const int64_t num_tokens = Dim(args.x, 0);
   const int64_t hidden = Dim(args.x, 1);
-  check.Tensor("x", args.x, kF32, {kAnySize, kAnySize}, Layout::kStrided);
-  check.OptionalTensor("delta", args.delta, kF32, {num_tokens, hidden}, Layout::kStrided);
+  check.Tensor("x", args.x, FloatType(args.x, rules), {kAnySize, kAnySize}, Layout::kStrided);
+  check.OptionalTensor("delta", args.delta, FloatType(args.delta, rules), {num_tokens, hidden},
+                       Layout::kStrided);
   check.Tensor("weight", args.weight, kF32, {hidden});
-  check.Output("out", args.out, {num_tokens, hidden});
+  check.Output("out", args.out, FloatType(args.out, rules), {num_tokens, hidden});
   CheckEps(check, args.eps);
   return check.status();
 }
 
-absl::Status Validate(const SiluMulArgs& args) {
+absl::Status Validate(const SiluMulArgs& args, const ArgRules& rules) {
   ArgCheck check("SiluMul");
-  check.Tensor("gate_up", args.gate_up, kF32, {kAnySize, kAnySize}, Layout::kStrided);
+  check.Tensor("gate_up", args.gate_up, FloatType(args.gate_up, rules), {kAnySize, kAnySize},
+               Layout::kStrided);
   if (check.ok() && args.gate_up.dim(1) % 2 != 0) {
     check.Require(false,
                   absl::StrCat("gate_up must have an even width, got ", args.gate_up.dim(1)));
   }
-  check.Output("out", args.out, {Dim(args.gate_up, 0), Dim(args.gate_up, 1) / 2});
+  check.Output("out", args.out, FloatType(args.out, rules),
+               {Dim(args.gate_up, 0), Dim(args.gate_up, 1) / 2});
   return check.status();
 }
 
-absl::Status Validate(const RopeArgs& args) {
+absl::Status Validate(const RopeArgs& args, const ArgRules& rules) {
   ArgCheck check("Rope");
   const int64_t num_tokens = Dim(args.x, 0);
-  check.Tensor("x", args.x, kF32, {kAnySize, kAnySize, kAnySize}, Layout::kStrided);
-  check.Output("out", args.out, {num_tokens, Dim(args.x, 1), Dim(args.x, 2)});
-  CheckRotation(check, args.positions, args.cos_sin, num_tokens, Dim(args.x, 2));
+  check.Tensor("x", args.x, FloatType(args.x, rules), {kAnySize, kAnySize, kAnySize},
+               Layout::kStrided);
+  check.Output("out", args.out, FloatType(args.out, rules),
+               {num_tokens, Dim(args.x, 1), Dim(args.x, 2)});
+  CheckRotation(check, args.positions, args.cos_sin, num_tokens, Dim(args.x, 2), rules);
   return check.status();
 }
 
-absl::Status Validate(const GatherRowsArgs& args) {
+absl::Status Validate(const GatherRowsArgs& args, const ArgRules& rules) {
   ArgCheck check("GatherRows");
-  check.Tensor("x", args.x, kF32, {kAnySize, kAnySize}, Layout::kStrided);
+  check.Tensor("x", args.x, FloatType(args.x, rules), {kAnySize, kAnySize}, Layout::kStrided);
   check.Tensor("row_idx", args.row_idx, kI32, {kAnySize});
-  check.Output("out", args.out, {Dim(args.row_idx, 0), Dim(args.x, 1)});
-  if (!check.ok()) return check.status();
+  check.Output("out", args.out, args.x.dtype, {Dim(args.row_idx, 0), Dim(args.x, 1)});
+  if (!check.ok() || !rules.read_indices) return check.status();
   for (int64_t i = 0; i < args.row_idx.dim(0); ++i) {
     check.IndexInRange("row_idx", i, args.row_idx.ptr<int32_t>()[i], 0, args.x.dim(0) - 1);
   }
   return check.status();
 }
 
-absl::Status Validate(const LinearArgs& args) {
+absl::Status Validate(const LinearArgs& args, const ArgRules& rules) {
   ArgCheck check("Linear");
   CheckWeight(check, args.weight);
   if (!check.ok()) return check.status();
   check.InRange("weight groups", args.weight->num_groups(), 1, 1);
-  check.Tensor("x", args.x, kF32, {kAnySize, args.weight->k()}, Layout::kStrided);
+  check.Tensor("x", args.x, rules.activation, {kAnySize, args.weight->k()}, Layout::kStrided);
   check.OptionalTensor("bias", args.bias, kF32, {args.weight->n()});
-  check.Output("out", args.out, {Dim(args.x, 0), args.weight->n()});
+  check.Output("out", args.out, FloatType(args.out, rules), {Dim(args.x, 0), args.weight->n()});
   return check.status();
 }
 
-absl::Status Validate(const HeadLinearArgs& args) {
+absl::Status Validate(const HeadLinearArgs& args, const ArgRules& rules) {
   ArgCheck check("HeadLinear");
   CheckWeight(check, args.weight);
   if (!check.ok()) return check.status();
   const int64_t groups = args.weight->num_groups();
-  check.Tensor("x", args.x, kF32, {kAnySize, groups, args.weight->k()}, Layout::kStrided);
-  check.Output("out", args.out, {Dim(args.x, 0), groups, args.weight->n()});
+  check.Tensor("x", args.x, rules.activation, {kAnySize, groups, args.weight->k()},
+               Layout::kStrided);
+  check.Output("out", args.out, FloatType(args.out, rules),
+               {Dim(args.x, 0), groups, args.weight->n()});
   return check.status();
 }
 
-absl::Status Validate(const GroupedGemmArgs& args) {
+absl::Status Validate(const GroupedGemmArgs& args, const ArgRules& rules) {
   ArgCheck check("GroupedGemm");
   CheckWeight(check, args.weight);
   if (!check.ok()) return check.status();
   const int64_t num_rows = Dim(args.out, 0);
-  check.Tensor("x", args.x, kF32, {kAnySize, args.weight->k()}, Layout::kStrided);
-  check.Tensor("cu_rows", args.cu_rows, kI32, {args.weight->num_groups() + int64_t{1}});
-  check.OptionalTensor("row_idx", args.row_idx, kI32, {num_rows});
-  check.Output("out", args.out, {num_rows, args.weight->n()});
-  CheckPrefixSums(check, "cu_rows", args.cu_rows, num_rows);
-  if (!check.ok()) return check.status();
-
-  const int32_t used = args.cu_rows.ptr<int32_t>()[args.weight->num_groups()];
-  if (!args.row_idx.present()) {
-    check.InRange("cu_rows[num_groups]", used, 0, args.x.dim(0));
-    return check.status();
-  }
-  for (int32_t i = 0; i < used; ++i) {
-    check.IndexInRange("row_idx", i, args.row_idx.ptr<int32_t>()[i], 0, args.x.dim(0) - 1);
-  }
+  check.Tensor("x", args.x, rules.activation, {kAnySize, args.weight->k()}, Layout::kStrided);
+  check.Output("out", args.out, FloatType(args.out, rules), {num_rows, args.weight->n()});
+  CheckGroups(check, args.x, args.cu_rows, args.row_idx, *args.weight, num_rows, rules);
   return check.status();
 }
 
-absl::Status Validate(const MlaStoreKvArgs& args) {
+absl::Status Validate(const GatedUpArgs& args, const ArgRules& rules) {
+  ArgCheck check("GatedUp");
+  CheckWeight(check, args.weight);
+  if (!check.ok()) return check.status();
+  const int64_t num_rows = Dim(args.out, 0);
+  const int64_t n = args.weight->n();
+  check.Require(args.weight->use() == WeightUse::kGateUp, "weight must be packed as gate and up");
+  check.Tensor("x", args.x, rules.activation, {kAnySize, args.weight->k()}, Layout::kStrided);
+  check.Output("out", args.out, FloatType(args.out, rules), {num_rows, n / 2});
+  if (rules.gated_workspace) check.Output("workspace", args.workspace, kF32, {num_rows, n});
+  if (args.cu_rows.present()) {
+    CheckGroups(check, args.x, args.cu_rows, args.row_idx, *args.weight, num_rows, rules);
+    return check.status();
+  }
+  if (!check.ok()) return check.status();
+  check.InRange("weight groups", args.weight->num_groups(), 1, 1);
+  check.InRange("x rows", args.x.dim(0), num_rows, num_rows);
+  check.Require(!args.row_idx.present(), "row_idx needs cu_rows");
+  return check.status();
+}
+
+absl::Status Validate(const MlaStoreKvArgs& args, const ArgRules& rules) {
   ArgCheck check("MlaStoreKv");
   const int64_t num_tokens = Dim(args.kv, 0);
   const int64_t width = Dim(args.kv, 1);
   const int64_t r = Dim(args.norm_weight, 0);
-  check.Tensor("kv", args.kv, kF32, {kAnySize, kAnySize}, Layout::kStrided);
+  check.Tensor("kv", args.kv, FloatType(args.kv, rules), {kAnySize, kAnySize}, Layout::kStrided);
   check.Tensor("norm_weight", args.norm_weight, kF32, {kAnySize});
   if (check.ok()) check.InRange("norm_weight size", r, 1, width);
   CheckEps(check, args.eps);
-  CheckRotation(check, args.positions, args.cos_sin, num_tokens, width - r);
+  CheckRotation(check, args.positions, args.cos_sin, num_tokens, width - r, rules);
   check.Tensor("slot_mapping", args.slot_mapping, DType::kI64, {num_tokens});
-  check.Tensor("cache", args.cache, kF32, {kAnySize, kAnySize, width});
-  if (!check.ok()) return check.status();
+  check.Tensor("cache", args.cache, rules.kv_cache, {kAnySize, kAnySize, width});
+  if (!check.ok() || !rules.read_indices) return check.status();
   const int64_t num_slots = args.cache.dim(0) * args.cache.dim(1);
   for (int64_t t = 0; t < num_tokens; ++t) {
     check.IndexInRange("slot_mapping", t, args.slot_mapping.ptr<int64_t>()[t], 0, num_slots - 1);
@@ -170,21 +209,22 @@ absl::Status Validate(const MlaStoreKvArgs& args) {
   return check.status();
 }
 
-absl::Status Validate(const MlaAttentionArgs& args) {
+absl::Status Validate(const MlaAttentionArgs& args, const ArgRules& rules) {
   ArgCheck check("MlaAttention");
   const int64_t num_seqs = Dim(args.context_lens, 0);
   const int64_t num_tokens = Dim(args.q, 0);
   const int64_t r = Dim(args.out, 2);
-  check.Tensor("q", args.q, kF32, {kAnySize, kAnySize, kAnySize}, Layout::kStrided);
-  check.Tensor("cache", args.cache, kF32, {kAnySize, kAnySize, Dim(args.q, 2)});
+  check.Tensor("q", args.q, FloatType(args.q, rules), {kAnySize, kAnySize, kAnySize},
+               Layout::kStrided);
+  check.Tensor("cache", args.cache, rules.kv_cache, {kAnySize, kAnySize, Dim(args.q, 2)});
   check.Tensor("block_tables", args.block_tables, kI32, {num_seqs, kAnySize}, Layout::kStrided);
   check.Tensor("cu_seqlens_q", args.cu_seqlens_q, kI32, {num_seqs + 1});
   check.Tensor("context_lens", args.context_lens, kI32, {kAnySize});
-  check.Output("out", args.out, {num_tokens, Dim(args.q, 1), kAnySize});
+  check.Output("out", args.out, FloatType(args.out, rules), {num_tokens, Dim(args.q, 1), kAnySize});
   if (check.ok()) check.InRange("out width", r, 1, args.q.dim(2));
   if (check.ok()) check.InRange("block_size", args.cache.dim(1), 1, INT32_MAX);
-  CheckPrefixSums(check, "cu_seqlens_q", args.cu_seqlens_q, num_tokens);
-  if (!check.ok()) return check.status();
+  CheckPrefixSums(check, "cu_seqlens_q", args.cu_seqlens_q, num_tokens, rules);
+  if (!check.ok() || !rules.read_indices) return check.status();
 
   const int32_t* cu = args.cu_seqlens_q.ptr<int32_t>();
   const int64_t block_size = args.cache.dim(1);
@@ -204,12 +244,30 @@ absl::Status Validate(const MlaAttentionArgs& args) {
   return check.status();
 }
 
-absl::Status Validate(const RouteTopKArgs& args) {
+absl::Status ValidateCopy(const TensorView& to, const TensorView& from) {
+  if (to.dtype == from.dtype && to.num_elements() == from.num_elements() && to.contiguous() &&
+      from.contiguous()) {
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat("a copy needs two contiguous tensors of one type and size, got ", to.ToString(),
+                   " from ", from.ToString()));
+}
+
+absl::Status CopyTensor(const TensorView& to, const TensorView& from) {
+  RETURN_IF_ERROR(ValidateCopy(to, from));
+  const int64_t bytes = from.num_elements() * DTypeBytes(from.dtype);
+  if (bytes > 0) std::memcpy(to.data, from.data, static_cast<size_t>(bytes));
+  return absl::OkStatus();
+}
+
+absl::Status Validate(const RouteTopKArgs& args, const ArgRules& rules) {
   ArgCheck check("RouteTopK");
   const int64_t num_tokens = Dim(args.logits, 0);
   const int64_t n_experts = Dim(args.logits, 1);
   check.Tensor("logits", args.logits, kF32, {kAnySize, kAnySize}, Layout::kStrided);
   check.OptionalTensor("bias", args.bias, kF32, {n_experts});
+  check.OptionalTensor("num_rows", args.num_rows, kI32, {1});
   check.Tensor("topk_idx", args.topk_idx, kI32, {num_tokens, kAnySize});
   check.Tensor("topk_weights", args.topk_weights, kF32, {num_tokens, Dim(args.topk_idx, 1)});
   if (!check.ok()) return check.status();
@@ -231,14 +289,14 @@ absl::Status Validate(const RouteTopKArgs& args) {
   return check.status();
 }
 
-absl::Status Validate(const ExpertDispatchArgs& args) {
+absl::Status Validate(const ExpertDispatchArgs& args, const ArgRules& rules) {
   ArgCheck check("ExpertDispatch");
   const int64_t num_tokens = Dim(args.topk_idx, 0);
   const int64_t top_k = Dim(args.topk_idx, 1);
   check.Tensor("topk_idx", args.topk_idx, kI32, {kAnySize, kAnySize});
   if (check.ok()) check.InRange("num_tokens * top_k", num_tokens * top_k, 0, INT32_MAX);
   CheckPlan(check, args.plan, num_tokens, top_k);
-  if (!check.ok()) return check.status();
+  if (!check.ok() || !rules.read_indices) return check.status();
   const int64_t num_experts = args.plan.cu_rows.dim(0) - 1;
   for (int64_t i = 0; i < num_tokens * top_k; ++i) {
     check.IndexInRange("topk_idx", i, args.topk_idx.ptr<int32_t>()[i], -1, num_experts - 1);
@@ -246,17 +304,19 @@ absl::Status Validate(const ExpertDispatchArgs& args) {
   return check.status();
 }
 
-absl::Status Validate(const ExpertCombineArgs& args) {
+absl::Status Validate(const ExpertCombineArgs& args, const ArgRules& rules) {
   ArgCheck check("ExpertCombine");
   const int64_t num_tokens = Dim(args.topk_weights, 0);
   const int64_t top_k = Dim(args.topk_weights, 1);
   const int64_t hidden = Dim(args.expert_out, 1);
-  check.Tensor("expert_out", args.expert_out, kF32, {kAnySize, kAnySize}, Layout::kStrided);
+  check.Tensor("expert_out", args.expert_out, FloatType(args.expert_out, rules),
+               {kAnySize, kAnySize}, Layout::kStrided);
   check.Tensor("topk_weights", args.topk_weights, kF32, {kAnySize, kAnySize});
   check.Tensor("plan.token_row", args.plan.token_row, kI32, {num_tokens, top_k});
-  check.OptionalTensor("shared", args.shared, kF32, {num_tokens, hidden}, Layout::kStrided);
-  check.Output("out", args.out, {num_tokens, hidden});
-  if (!check.ok()) return check.status();
+  check.OptionalTensor("shared", args.shared, FloatType(args.shared, rules), {num_tokens, hidden},
+                       Layout::kStrided);
+  check.Output("out", args.out, FloatType(args.out, rules), {num_tokens, hidden});
+  if (!check.ok() || !rules.read_indices) return check.status();
   for (int64_t i = 0; i < num_tokens * top_k; ++i) {
     check.IndexInRange("plan.token_row", i, args.plan.token_row.ptr<int32_t>()[i], -1,
                        args.expert_out.dim(0) - 1);

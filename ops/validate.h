@@ -10,19 +10,34 @@
 
 namespace jevons {
 
-absl::Status Validate(const EmbedArgs& args);
-absl::Status Validate(const RmsNormArgs& args);
-absl::Status Validate(const SiluMulArgs& args);
-absl::Status Validate(const RopeArgs& args);
-absl::Status Validate(const GatherRowsArgs& args);
-absl::Status Validate(const LinearArgs& args);
-absl::Status Validate(const HeadLinearArgs& args);
-absl::Status Validate(const GroupedGemmArgs& args);
-absl::Status Validate(const MlaStoreKvArgs& args);
-absl::Status Validate(const MlaAttentionArgs& args);
-absl::Status Validate(const RouteTopKArgs& args);
-absl::Status Validate(const ExpertDispatchArgs& args);
-absl::Status Validate(const ExpertCombineArgs& args);
+// What a backend takes. Activations may be f32 or `activation`; the input of a matrix product is
+// `activation`, the cache `kv_cache`. Index arrays are checked where the host can read them.
+struct ArgRules {
+  DType activation = DType::kF32;
+  DType kv_cache = DType::kF32;
+  bool read_indices = true;
+  bool gated_workspace = true;
+};
+
+absl::Status Validate(const EmbedArgs& args, const ArgRules& rules = {});
+absl::Status Validate(const RmsNormArgs& args, const ArgRules& rules = {});
+absl::Status Validate(const SiluMulArgs& args, const ArgRules& rules = {});
+absl::Status Validate(const RopeArgs& args, const ArgRules& rules = {});
+absl::Status Validate(const GatherRowsArgs& args, const ArgRules& rules = {});
+absl::Status Validate(const LinearArgs& args, const ArgRules& rules = {});
+absl::Status Validate(const HeadLinearArgs& args, const ArgRules& rules = {});
+absl::Status Validate(const GroupedGemmArgs& args, const ArgRules& rules = {});
+absl::Status Validate(const GatedUpArgs& args, const ArgRules& rules = {});
+absl::Status Validate(const MlaStoreKvArgs& args, const ArgRules& rules = {});
+absl::Status Validate(const MlaAttentionArgs& args, const ArgRules& rules = {});
+absl::Status Validate(const RouteTopKArgs& args, const ArgRules& rules = {});
+absl::Status Validate(const ExpertDispatchArgs& args, const ArgRules& rules = {});
+absl::Status Validate(const ExpertCombineArgs& args, const ArgRules& rules = {});
 absl::Status Validate(const WeightSpec& spec);
+
+// Two contiguous tensors of one type and size: what Write and Read of a backend take.
+absl::Status ValidateCopy(const TensorView& to, const TensorView& from);
+// ValidateCopy, then memcpy.
+absl::Status CopyTensor(const TensorView& to, const TensorView& from);
 
 }  // namespace jevons

@@ -49,6 +49,12 @@ absl::Status Validate(const WeightSpec& spec) {
       RETURN_IF_ERROR(check.status());
       rows += spec.groups[g][p].data.dim(0);
     }
+    if (spec.use == WeightUse::kGateUp &&
+        (spec.groups[g].size() != 2 || 2 * spec.groups[g][0].data.dim(0) != rows)) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "PackWeight: group ", g, " must be gate and up with as many rows, got ",
+          spec.groups[g].size(), spec.groups[g].size() == 1 ? " part" : " parts of unlike size"));
+    }
     if (g == 0) n = rows;
     if (rows != n || rows > INT32_MAX) {
       return absl::InvalidArgumentError(absl::StrCat("PackWeight: group ", g, " must have ", n,

@@ -14,22 +14,31 @@ struct WeightPart {
   TensorView scale;  // f8_e4m3 only: f32 [ceil(rows / 128), ceil(k / 128)]; value = f8 * scale
 };
 
+// What the rows of a group mean to the ops that take the weight.
+enum class WeightUse {
+  kPlain,
+  kGateUp,  // two parts of equal size, gate and up: for GatedUp alone
+};
+
 // groups[g] is the list of parts that are stacked by rows into the matrix [n, k] of group g (an
 // expert, a head; one group for a plain linear layer). All groups have the same n and k.
 struct WeightSpec {
   std::vector<std::vector<WeightPart>> groups;
+  WeightUse use = WeightUse::kPlain;
 };
 
 // A packed weight, owned by the caller, usable only with the backend that made it. Immutable, so
 // thread-safe.
 class Weight {
  public:
-  Weight(int32_t num_groups, int64_t n, int64_t k) : num_groups_(num_groups), n_(n), k_(k) {}
+  Weight(int32_t num_groups, int64_t n, int64_t k, WeightUse use = WeightUse::kPlain)
+      : num_groups_(num_groups), n_(n), k_(k), use_(use) {}
   virtual ~Weight() = default;
 
   int32_t num_groups() const { return num_groups_; }
   int64_t n() const { return n_; }  // outputs
   int64_t k() const { return k_; }  // inputs
+  WeightUse use() const { return use_; }
   // Bytes held, and so the bytes that one use of every group reads.
   virtual int64_t bytes() const = 0;
 
@@ -37,6 +46,7 @@ class Weight {
   int32_t num_groups_;
   int64_t n_;
   int64_t k_;
+  WeightUse use_;
 };
 
 }  // namespace jevons

@@ -1,0 +1,23 @@
+#include "ops/backend.h"
+
+#include "ops/validate.h"
+
+namespace jevons {
+
+absl::Status Backend::GatedUp(const GatedUpArgs& args) {
+  RETURN_IF_ERROR(Validate(args));
+  if (!args.cu_rows.present()) {
+    RETURN_IF_ERROR(
+        Linear({.x = args.x, .weight = args.weight, .bias = {}, .out = args.workspace}));
+    return SiluMul({.gate_up = args.workspace, .out = args.out});
+  }
+  RETURN_IF_ERROR(GroupedGemm({.x = args.x,
+                               .cu_rows = args.cu_rows,
+                               .row_idx = args.row_idx,
+                               .weight = args.weight,
+                               .out = args.workspace}));
+  const int32_t used = args.cu_rows.ptr<int32_t>()[args.weight->num_groups()];
+  return SiluMul({.gate_up = args.workspace.Slice(0, used), .out = args.out.Slice(0, used)});
+}
+
+}  // namespace jevons
