@@ -1,0 +1,238 @@
+// What the parts of the grid share. One host thread runs all of it.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "tests/cuda_emu/emulator.h"
+#include "tests/cuda_emu/fiber.h"
+#include "tests/cuda_emu/grid.h"
+#include "tests/cuda_emu/sanitizer.h"
+
+namespace jevons::emu {
+
+constexpr int kLanes = 32;
+constexpr int kMostThreads = 1024;
+constexpr int kMostWarps = kMostThreads / kLanes;
+constexpr int kMostBlocks = 2;  // resident; a bit for each of their warps fits in 64
+constexpr int kNumBarriers = 16;
+constexpr uint32_t kAllLanes = ~0u;
+
+struct Block;
+struct Warp;
+
+// A copy of one CpAsync or BulkCopy that is under way.
+struct Copy {
+  unsigned char* shared = nullptr;
+  const void* global = nullptr;
+  int32_t size = 0;   // of the destination
+  int32_t bytes = 0;  // to copy; the rest is zeroed
+  int64_t group = 0;  // of CpAsync
+  int barrier = -1;   // of BulkCopy
+  void* pc = nullptr;
+};
+
+// What the hardware keeps in the words of an MBarrier.
+struct MBarrierState {
+  const void* address = nullptr;
+  int count = 0;
+  bool fenced = false;  // its initialisation is known to bulk copies
+  int missing = 0;      // arrivals
+  int64_t bytes = 0;    // expected and not yet copied
+  uint32_t phase = 0;
+  uint32_t waiting[kMostWarps] = {};  // lanes
+};
+constexpr int kMostMBarriers = 64;
+
+// A wgmma of one warp that is under way: its 16 rows of the result. Objects are used again and
+// never freed, as ThreadSanitizer would take that for a race of the threads.
+struct Wgmma {
+  int n = 0;
+  bool accumulate = false;
+  bool transposed_b = false;
+  bool a_shared = false;
+  uint64_t a_descriptor = 0;
+  uint64_t b_descriptor = 0;
+  int64_t group = 0;
+  void* pc = nullptr;
+  uint32_t a[kLanes][4] = {};
+  float* d[kLanes] = {};
+  float before[kLanes][128] = {};  // where no earlier one under way gives it
+};
+constexpr int kMostWgmmas = 64;
+// The last calls of a warpgroup.
+struct WgmmaCall {
+  int64_t number = -1;
+  uint64_t digest = 0;
+};
+constexpr int kKnownWgmmas = 256;
+
+struct Thread : ThreadFacts {
+  Context context;
+  Warp* warp = nullptr;
+  int lane = 0;
+  const char* where = nullptr;  // what it waits in, for reports; null: it can run
+  Site at;                      // of its last call of a wrapper
+
+  std::vector<Copy> copies;  // of CpAsync, in the order of issue
+  int64_t group = 0;         // of the copies that come next
+  uint32_t num_written = 0;  // copies of CpAsync that were done
+  uint32_t num_fenced = 0;   // of them before the last FenceProxyAsync
+};
+
+struct Warp {
+  Block* block = nullptr;
+  Thread* threads = nullptr;
+  int idx = 0;
+  uint64_t bit = 0;    // in Grid::ready
+  uint32_t ready = 0;  // lanes that can run
+  int first_lane = 0;  // where the search for the next one starts
+
+  // The collective at which lanes wait for the rest of the warp.
+  const char* name = nullptr;
+  int64_t detail = 0;
+  Site at;
+  uint32_t arrived = 0;
+  uint32_t phase = 0;  // collectives that are over
+
+  // What the lanes brought, by parity of the phase: a lane may be one ahead of another.
+  uint64_t values[2][kLanes];
+  float d[2][16][8];
+  float a[16][16];
+  float b[16][8];
+  uint32_t rows[2][kLanes][4];
+
+  Wgmma* wgmmas[kMostWgmmas] = {};  // in the order of issue; behind them objects for later ones
+  int num_pending = 0;
+  int64_t wgmma_group = 0;  // of those that come next
+  int64_t num_wgmmas = 0;   // all that were issued
+  bool wgmma_fenced = false;
+};
+
+struct Barrier {
+  int expected = 0;  // threads; 0: nobody has come in this phase
+  int arrived = 0;
+  uint32_t waiting = 0;  // warps
+  uint32_t phase = 0;
+};
+
+struct Block : BlockFacts {
+  bool live = false;
+  int num_warps = 0;
+  int num_ended = 0;
+  uint64_t warp_bits = 0;
+  unsigned char* region = nullptr;
+  Barrier barriers[kNumBarriers];
+  Warp warps[kMostWarps];
+  Thread threads[kMostThreads];
+
+  // For each four bytes of shared memory.
+  struct Word {
+    bool written = false;  // a copy under way writes it
+    uint16_t readers = 0;  // wgmmas under way that read it
+    uint16_t writer = 0;   // the thread that wrote it by CpAsync, plus 1
+    uint32_t number = 0;   // Thread::num_written at that time
+  };
+  std::vector<Word> words;
+  std::vector<MBarrierState> mbarriers;
+  std::vector<Copy> bulk_copies;
+  WgmmaCall wgmma_calls[kMostWarps / 4][kKnownWgmmas];
+
+  bool AllEnded() const { return num_ended == block_dim; }
+  // A key for Acquire and Release that this block alone uses.
+  void* Key(int i) const { return region + 16 * i; }
+  void* BarrierKey(int id, uint32_t phase) const { return Key(2 * id + phase % 2); }
+  void* WarpKey(const Warp& warp, uint32_t phase) const {
+    return Key(2 * (kNumBarriers + warp.idx) + phase % 2);
+  }
+  void* MBarrierKey(int i, uint32_t phase) const {
+    return Key(2 * (kNumBarriers + kMostWarps + i) + phase % 2);
+  }
+};
+
+struct Grid {
+  std::string kernel;
+  const std::function<void()>* body = nullptr;
+  Context host;
+  uint64_t ready = 0;  // warps that have a ready lane, 32 bits a block
+  uint64_t random = 0;
+  bool dropped = false;      // a thread has reported a misuse
+  Block* stalled = nullptr;  // a block whose threads wait for each other
+  Block blocks[kMostBlocks];
+
+  uint32_t Random() {
+    random ^= random << 13;
+    random ^= random >> 7;
+    random ^= random << 17;
+    return static_cast<uint32_t>(random >> 32);
+  }
+  bool OneIn(uint32_t n) { return Random() % n == 0; }
+};
+extern Grid& grid;
+
+inline Thread& RunningThread() { return *static_cast<Thread*>(running); }
+inline Block& BlockOf(const Thread& thread) { return *thread.warp->block; }
+
+// Reports what the running thread did wrong and drops the grid.
+[[noreturn]] void Misuse(const std::string& text);
+
+// Lets others run until something makes the running thread ready again. `where` says what it waits
+// in.
+void Park(const char* where);
+void MakeReady(Warp& warp, uint32_t lanes);
+
+// The running lane comes to a collective; true for the last one of the warp. The others wait until
+// they are made ready, by the last one or by something that it left them to.
+bool Meet(const char* name, int64_t detail, Site at);
+// Meet, and the last one makes all ready.
+bool MeetAll(const char* name, int64_t detail, Site at);
+
+// A misuse unless [shared, shared + bytes) is the block's shared memory; its offset there.
+int64_t CheckShared(const void* shared, int64_t bytes, int alignment, const char* what);
+// The shared address of the block's first byte, as descriptors and SharedAddress have it.
+constexpr int64_t kFirstSharedAddress = 1024;
+
+std::string SiteText(Site at);
+
+// async.cc and wgmma.cc: at the start of a block, when nothing in it can run, at the end of a thread
+// and of a block.
+void StartAsync(Block& block);
+bool ProgressAsync(Block& block);  // true: a thread became ready
+void EndAsyncOfThread(Thread& thread);
+void EndWgmmaOfThread(Thread& thread);
+std::string EndAsyncOfBlock(const Block& block);  // what is wrong, or ""
+std::string EndWgmmaOfBlock(const Block& block);
+std::string StalledAsyncText(const Block& block);  // what threads of the block wait for
+
+// As memcpy and memset, but ThreadSanitizer does not see them.
+inline void CopyBytes(void* to, const void* from, int64_t bytes) {
+  auto* t = static_cast<unsigned char*>(to);
+  auto* f = static_cast<const unsigned char*>(from);
+  for (; bytes >= 8; bytes -= 8, t += 8, f += 8) {
+    uint64_t word;
+    __builtin_memcpy(&word, f, 8);
+    asm volatile("" : "+r"(word));
+    __builtin_memcpy(t, &word, 8);
+  }
+  for (; bytes > 0; --bytes) {
+    unsigned char byte = *f++;
+    asm volatile("" : "+r"(byte));
+    *t++ = byte;
+  }
+}
+inline void FillBytes(void* to, unsigned char value, int64_t bytes) {
+  auto* t = static_cast<unsigned char*>(to);
+  for (; bytes >= 8; bytes -= 8, t += 8) {
+    uint64_t word = value * 0x0101010101010101u;
+    asm volatile("" : "+r"(word));
+    __builtin_memcpy(t, &word, 8);
+  }
+  for (; bytes > 0; --bytes) {
+    asm volatile("" : "+r"(value));
+    *t++ = value;
+  }
+}
+
+}  // namespace jevons::emu
