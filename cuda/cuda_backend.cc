@@ -1,0 +1,144 @@
+#include "cuda/cuda_backend.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "cuda/cuda_backend_impl.h"
+#include "cuda/cuda_error.h"
+
+namespace jevons {
+namespace cuda {
+namespace {
+
+constexpr int kOldestMajor = 8;
+// Of a100, h100 and b200; attention needs most of it. Cards with 100 KB are left out.
+constexpr int64_t kLeastSmemBytes = 160 * 1024;
+
+}  // namespace
+
+BackendTraits CudaTraits(bool records_steps) {
+  return {.activation = DType::kBF16,
+          .kv_cache = DType::kBF16,
+          .host_memory = false,
+          .samples = true,
+          .groups_shared_experts = true,
+          .fuses_gated_up = true,
+          .records_steps = records_steps};
+}
+
+absl::StatusOr<std::unique_ptr<CudaBackend>> CudaBackend::Create(
+    const CudaBackendOptions& options) {
+  const int32_t count = NumCudaDevices();
+  if (options.device < 0 || options.device >= count) {
+    return absl::NotFoundError(
+        absl::StrCat("CUDA device ", options.device, " is not there: ", count, " found"));
+  }
+  RETURN_IF_ERROR(ToStatus(cudaSetDevice(options.device), "choice of the device"));
+  cudaDeviceProp properties;
+  RETURN_IF_ERROR(
+      ToStatus(cudaGetDeviceProperties(&properties, options.device), "properties of the device"));
+  if (properties.major < kOldestMajor) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "CUDA device ", options.device, " (", properties.name, ") must be sm_", kOldestMajor * 10,
+        " or later, got sm_", properties.major * 10 + properties.minor));
+  }
+  if (static_cast<int64_t>(properties.sharedMemPerBlockOptin) < kLeastSmemBytes) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "CUDA device ", options.device, " (", properties.name, ") must let a block have ",
+        kLeastSmemBytes, " bytes of shared memory, got ", properties.sharedMemPerBlockOptin));
+  }
+  const DeviceFacts facts = {
+      .sm = properties.major * 10,
+      .num_sms = properties.multiProcessorCount,
+      .max_smem_bytes = static_cast<int32_t>(properties.sharedMemPerBlockOptin)};
+  std::string description = absl::StrFormat(
+      "cuda (%s, sm_%d%d, %d multiprocessors, %.1f GB)", properties.name, properties.major,
+      properties.minor, facts.num_sms, static_cast<double>(properties.totalGlobalMem) / 1e9);
+  cudaStream_t stream = nullptr;
+  RETURN_IF_ERROR(ToStatus(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "stream"));
+  return std::unique_ptr<CudaBackend>(
+      new CudaBackend(options, facts, std::move(description), stream));
+}
+
+CudaBackend::~CudaBackend() {
+  cudaStreamSynchronize(stream_);
+  cudaStreamDestroy(stream_);
+}
+
+int64_t CudaBackend::AvailableBytes() const {
+  size_t free = 0;
+  size_t total = 0;
+  if (cudaMemGetInfo(&free, &total) != cudaSuccess) return 0;
+  return static_cast<int64_t>(free);
+}
+
+absl::StatusOr<std::unique_ptr<Buffer>> CudaBackend::Allocate(int64_t bytes) {
+  ASSIGN_OR_RETURN(std::unique_ptr<DeviceBuffer> buffer, DeviceBuffer::Allocate(bytes));
+  RETURN_IF_ERROR(ToStatus(cudaMemsetAsync(buffer->data(), 0, static_cast<size_t>(bytes), stream_),
+                           "Allocate"));
+  return buffer;
+}
+
+absl::StatusOr<DeviceTensor> CudaBackend::Upload(const TensorView& host) {
+  if (!host.contiguous()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("Upload: tensor must be contiguous, got strides of ", host.ToString()));
+  }
+  const int64_t bytes = host.num_elements() * DTypeBytes(host.dtype);
+  DeviceTensor out;
+  ASSIGN_OR_RETURN(out.buffer, DeviceBuffer::Allocate(bytes));
+  out.view = host;
+  out.view.data = out.buffer->data();
+  RETURN_IF_ERROR(staging_.Copy(out.view.data, host.data, bytes, stream_));
+  return out;
+}
+
+absl::Status CudaBackend::Write(const TensorView& device, const TensorView& host) {
+  RETURN_IF_ERROR(ValidateCopy(device, host));
+  return staging_.Copy(device.data, host.data, host.num_elements() * DTypeBytes(host.dtype),
+                       stream_);
+}
+
+absl::Status CudaBackend::Read(const TensorView& host, const TensorView& device) {
+  RETURN_IF_ERROR(ValidateCopy(host, device));
+  const int64_t bytes = host.num_elements() * DTypeBytes(host.dtype);
+  if (bytes > 0) {
+    RETURN_IF_ERROR(ToStatus(cudaMemcpyAsync(host.data, device.data, static_cast<size_t>(bytes),
+                                             cudaMemcpyDeviceToHost, stream_),
+                             "copy from the device"));
+  }
+  return ToStatus(cudaStreamSynchronize(stream_), "work on the device");
+}
+
+absl::Status CudaBackend::RunStep(int64_t key, absl::FunctionRef<absl::Status()> ops) {
+  return options_.records_steps ? graphs_.Run(key, ops, stream_) : ops();
+}
+
+absl::Status CudaBackend::Reserve(std::unique_ptr<DeviceBuffer>& scratch, int64_t bytes) {
+  if (scratch != nullptr && scratch->bytes() >= bytes) return absl::OkStatus();
+  if (graphs_.recording()) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "a recorded step needs ", bytes, " bytes of scratch that were not taken before"));
+  }
+  // What was queued may still use the old one.
+  RETURN_IF_ERROR(ToStatus(cudaStreamSynchronize(stream_), "work on the device"));
+  scratch = nullptr;
+  graphs_.Clear();  // what was recorded holds the old address
+  ASSIGN_OR_RETURN(scratch, DeviceBuffer::Allocate(bytes));
+  return ToStatus(cudaMemsetAsync(scratch->data(), 0, static_cast<size_t>(bytes), stream_),
+                  "scratch");
+}
+
+}  // namespace cuda
+
+int32_t NumCudaDevices() {
+  int count = 0;
+  return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
+}
+
+absl::StatusOr<std::unique_ptr<Backend>> CreateCudaBackend(const CudaBackendOptions& options) {
+  return cuda::CudaBackend::Create(options);
+}
+
+}  // namespace jevons

@@ -1,0 +1,40 @@
+// The CUDA backend's factory: all that other folders see of it.
+#pragma once
+
+#include <memory>
+#include <string_view>
+
+#include "base/status.h"
+#include "ops/backend.h"
+
+namespace jevons {
+
+struct CudaBackendOptions {
+  int32_t device = 0;
+  bool records_steps = true;  // RunStep through CUDA graphs
+};
+
+// Devices that a driver offers; 0 without one.
+int32_t NumCudaDevices();
+
+// For threads whose current device is this one. NOT_FOUND without such a device; FAILED_PRECONDITION
+// where it is older than sm_80 or gives a block less than 160 KiB of shared memory; UNIMPLEMENTED
+// in a build without CUDA.
+absl::StatusOr<std::unique_ptr<Backend>> CreateCudaBackend(const CudaBackendOptions& options);
+
+// A device as its data sheet has it, for plans that are made without one.
+struct CudaDeviceSpec {
+  std::string_view name;     // as --gpu takes it
+  int64_t memory_bytes = 0;  // that the driver leaves to programs
+  int32_t sm = 0;
+  int32_t num_sms = 0;
+};
+
+// INVALID_ARGUMENT with the names that are known.
+absl::StatusOr<CudaDeviceSpec> FindCudaDeviceSpec(std::string_view name);
+
+// Takes no memory and computes nothing: AvailableBytes is what the backend would have left on such a
+// device, and may be below 0. UNIMPLEMENTED in a build without CUDA.
+absl::StatusOr<std::unique_ptr<Backend>> CreateCudaPlanner(const CudaDeviceSpec& device);
+
+}  // namespace jevons

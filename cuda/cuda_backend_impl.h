@@ -1,0 +1,79 @@
+// The CUDA backend: one device, one stream, kernels from this folder.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <memory>
+#include <string>
+
+#include "cuda/cuda_backend.h"
+#include "cuda/device_facts.h"
+#include "cuda/device_memory.h"
+#include "cuda/graph_cache.h"
+#include "cuda/pack.h"
+#include "ops/validate.h"
+
+namespace jevons::cuda {
+
+BackendTraits CudaTraits(bool records_steps);
+
+// Used by one thread at a time. Ops queue their kernels on the stream and return; errors of a kernel
+// come back from the next call that waits. Index arrays lie on the device, so what is wrong in them
+// is not refused but ends in NaN or in nothing written: see the kernels' contracts.
+class CudaBackend : public Backend {
+ public:
+  static absl::StatusOr<std::unique_ptr<CudaBackend>> Create(const CudaBackendOptions& options);
+  ~CudaBackend() override;
+
+  std::string Description() const override { return description_; }
+  BackendTraits traits() const override { return CudaTraits(options_.records_steps); }
+  int64_t AvailableBytes() const override;
+
+  absl::StatusOr<std::unique_ptr<Buffer>> Allocate(int64_t bytes) override;
+  absl::StatusOr<DeviceTensor> Upload(const TensorView& host) override;
+  absl::Status Write(const TensorView& device, const TensorView& host) override;
+  absl::Status Read(const TensorView& host, const TensorView& device) override;
+  absl::Status RunStep(int64_t key, absl::FunctionRef<absl::Status()> ops) override;
+  absl::StatusOr<std::unique_ptr<Weight>> PackWeight(const WeightSpec& spec) override;
+
+  absl::Status Embed(const EmbedArgs& args) override;
+  absl::Status RmsNorm(const RmsNormArgs& args) override;
+  absl::Status SiluMul(const SiluMulArgs& args) override;
+  absl::Status Rope(const RopeArgs& args) override;
+  absl::Status GatherRows(const GatherRowsArgs& args) override;
+  absl::Status Linear(const LinearArgs& args) override;
+  absl::Status HeadLinear(const HeadLinearArgs& args) override;
+  absl::Status GroupedGemm(const GroupedGemmArgs& args) override;
+  absl::Status GatedUp(const GatedUpArgs& args) override;
+  absl::Status MlaStoreKv(const MlaStoreKvArgs& args) override;
+  absl::Status MlaAttention(const MlaAttentionArgs& args) override;
+  absl::Status RouteTopK(const RouteTopKArgs& args) override;
+  absl::Status ExpertDispatch(const ExpertDispatchArgs& args) override;
+  absl::Status RouteAndDispatch(const RouteTopKArgs& route, const DispatchPlan& plan) override;
+  absl::Status ExpertCombine(const ExpertCombineArgs& args) override;
+  absl::Status SampleTokens(const SampleTokensArgs& args) override;
+
+ private:
+  CudaBackend(const CudaBackendOptions& options, const DeviceFacts& facts, std::string description,
+              cudaStream_t stream)
+      : options_(options), facts_(facts), description_(std::move(description)), stream_(stream) {}
+
+  // Scratch of at least `bytes`, kept between calls. FAILED_PRECONDITION where it would have to grow
+  // while a step is recorded.
+  absl::Status Reserve(std::unique_ptr<DeviceBuffer>& scratch, int64_t bytes);
+
+  // Copies the rows of one part and packs them behind `params.row_offset`.
+  absl::Status PackPart(const WeightPart& part, PackParams params);
+
+  const CudaBackendOptions options_;
+  const DeviceFacts facts_;
+  const std::string description_;
+  const cudaStream_t stream_;
+  StagingRing staging_;
+  std::unique_ptr<DeviceBuffer> attention_scratch_;
+  std::unique_ptr<DeviceBuffer> route_counter_;  // blocks that are done; 0 between launches
+  std::unique_ptr<DeviceBuffer> raw_rows_;
+  GraphCache graphs_;
+};
+
+}  // namespace jevons::cuda

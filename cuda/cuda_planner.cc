@@ -1,0 +1,111 @@
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "base/strings.h"
+#include "cuda/cuda_backend.h"
+#include "cuda/cuda_backend_impl.h"
+#include "cuda/cuda_weight.h"
+#include "cuda/mla.h"
+#include "ops/validate.h"
+
+namespace jevons {
+namespace cuda {
+namespace {
+
+// The driver's unit of allocation.
+constexpr int64_t kUnitBytes = 512;
+
+// A place that nobody reads or writes.
+class PlannedBuffer : public Buffer {
+ public:
+  explicit PlannedBuffer(int64_t bytes) : bytes_(bytes) {}
+  void* data() override { return reinterpret_cast<void*>(kUnitBytes); }
+  int64_t bytes() const override { return bytes_; }
+
+ private:
+  const int64_t bytes_;
+};
+
+class PlannedWeight : public Weight {
+ public:
+  PlannedWeight(int32_t num_groups, WeightUse use, const PackedLayout& layout)
+      : Weight(num_groups, layout.n, layout.k, use),
+        bytes_(num_groups * (PackedBytes(layout) + ScaleBytes(layout))) {}
+  int64_t bytes() const override { return bytes_; }
+
+ private:
+  const int64_t bytes_;
+};
+
+class CudaPlanner : public Backend {
+ public:
+  explicit CudaPlanner(const CudaDeviceSpec& device)
+      : spec_(device),
+        facts_({.sm = device.sm, .num_sms = device.num_sms}),
+        available_(device.memory_bytes - PackScratchBytes()) {}
+
+  std::string Description() const override {
+    return absl::StrCat("plan for cuda (", ToAbsl(spec_.name), ")");
+  }
+  BackendTraits traits() const override { return CudaTraits(true); }
+  int64_t AvailableBytes() const override { return available_ - attention_bytes_; }
+
+  absl::StatusOr<std::unique_ptr<Buffer>> Allocate(int64_t bytes) override {
+    Take(bytes);
+    return std::make_unique<PlannedBuffer>(bytes);
+  }
+  absl::StatusOr<DeviceTensor> Upload(const TensorView& host) override {
+    DeviceTensor out;
+    ASSIGN_OR_RETURN(out.buffer, Allocate(host.num_elements() * DTypeBytes(host.dtype)));
+    out.view = host;
+    out.view.data = out.buffer->data();
+    return out;
+  }
+  absl::Status Write(const TensorView&, const TensorView&) override { return absl::OkStatus(); }
+  absl::Status Read(const TensorView&, const TensorView&) override { return absl::OkStatus(); }
+  absl::StatusOr<std::unique_ptr<Weight>> PackWeight(const WeightSpec& spec) override {
+    RETURN_IF_ERROR(Validate(spec));
+    const PackedLayout layout = ChooseLayout(spec);
+    const auto num_groups = static_cast<int32_t>(spec.groups.size());
+    Take(num_groups * PackedBytes(layout));
+    Take(num_groups * ScaleBytes(layout));
+    return std::make_unique<PlannedWeight>(num_groups, spec.use, layout);
+  }
+
+  absl::Status Embed(const EmbedArgs&) override { return absl::OkStatus(); }
+  absl::Status RmsNorm(const RmsNormArgs&) override { return absl::OkStatus(); }
+  absl::Status SiluMul(const SiluMulArgs&) override { return absl::OkStatus(); }
+  absl::Status Rope(const RopeArgs&) override { return absl::OkStatus(); }
+  absl::Status GatherRows(const GatherRowsArgs&) override { return absl::OkStatus(); }
+  absl::Status Linear(const LinearArgs&) override { return absl::OkStatus(); }
+  absl::Status HeadLinear(const HeadLinearArgs&) override { return absl::OkStatus(); }
+  absl::Status GroupedGemm(const GroupedGemmArgs&) override { return absl::OkStatus(); }
+  absl::Status GatedUp(const GatedUpArgs&) override { return absl::OkStatus(); }
+  absl::Status MlaStoreKv(const MlaStoreKvArgs&) override { return absl::OkStatus(); }
+  absl::Status MlaAttention(const MlaAttentionArgs& args) override {
+    const auto latent = static_cast<int32_t>(args.out.dim(2));
+    attention_bytes_ = std::max(attention_bytes_, MlaWorkspaceBytes(latent, MlaNumSlots(facts_)));
+    return absl::OkStatus();
+  }
+  absl::Status RouteTopK(const RouteTopKArgs&) override { return absl::OkStatus(); }
+  absl::Status ExpertDispatch(const ExpertDispatchArgs&) override { return absl::OkStatus(); }
+  absl::Status ExpertCombine(const ExpertCombineArgs&) override { return absl::OkStatus(); }
+  absl::Status SampleTokens(const SampleTokensArgs&) override { return absl::OkStatus(); }
+
+ private:
+  void Take(int64_t bytes) { available_ -= (bytes + kUnitBytes - 1) / kUnitBytes * kUnitBytes; }
+
+  const CudaDeviceSpec spec_;
+  const DeviceFacts facts_;
+  int64_t available_;
+  int64_t attention_bytes_ = 0;
+};
+
+}  // namespace
+}  // namespace cuda
+
+absl::StatusOr<std::unique_ptr<Backend>> CreateCudaPlanner(const CudaDeviceSpec& device) {
+  return std::make_unique<cuda::CudaPlanner>(device);
+}
+
+}  // namespace jevons

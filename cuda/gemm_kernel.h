@@ -1,0 +1,429 @@
+// The kernel of gemm.cu, for one format of the weight and one width of the token tile.
+#pragma once
+
+#include <type_traits>
+
+#include "cuda/gemm_atom.h"
+#include "cuda/gemm_stage.h"
+#include "cuda/gemm_walker.h"
+
+namespace jevons::cuda {
+
+constexpr int kGemmWarps = 8;
+constexpr int kGemmThreads = 32 * kGemmWarps;
+// A span is what one warp multiplies before another may take over: one slice of bf16, two of e4m3.
+constexpr int kSpanColumns = 256;
+constexpr int kStagesPerSpan = kSpanColumns / kStageColumns;
+constexpr int kRunBytes = 512;  // of a packed weight: 16 bytes a lane
+
+template <WeightFormat kFormat, int kTokens, GemmAtom kAtom>
+struct GemmTraits {
+  static constexpr bool kBf16 = kFormat == WeightFormat::kBf16;
+  static constexpr int kTileTokens = kTokens;
+  static constexpr int kOctets = kTokens / 8;
+  // Several warps share a strip and their sums meet in shared memory; otherwise a warp has its strip
+  // for itself and adds in registers.
+  static constexpr bool kSpreads = kTokens < 128;
+  static constexpr int kRunsPerStage = kBf16 ? 4 : 2;
+  static constexpr int kSlicesPerSpan = kBf16 ? 1 : 2;
+  static constexpr int kSliceColumns = kSpanColumns / kSlicesPerSpan;
+  // Four warps that multiply together also share their tokens: those of as many spans as they have
+  // turns. Each warp then uses the products with its own span alone.
+  static constexpr bool kTogether = kAtom == GemmAtom::kWgmma;
+  static constexpr int kTurns = !kTogether || !kSpreads ? 1 : kTokens == 64 ? 2 : 4;
+  using Atom = std::conditional_t<kTogether, WgmmaAtom<kTurns * kTokens>, MmaSyncAtom<kTokens>>;
+  // Blocks that one multiprocessor should hold; more than one bounds the registers.
+  static constexpr int kMinBlocks = kTokens == 8 || (kTokens == 32 && !kTogether) ? 2 : 1;
+  // Stages that are under way before they are multiplied: four where the weight's bytes are all that
+  // counts, two where registers are short.
+  static constexpr int kAhead = kTokens == 8 && !(kTogether && kBf16) ? 4
+                                : kTokens == 32 && kTogether          ? 4
+                                                                      : 2;
+  static constexpr int kSlots = kAhead + 1;
+  // Threads that copy one token's 128 bytes, 16 at a time: a thread has one token.
+  static constexpr int kTokenThreads = kTokens <= 32 ? 8 : kGemmThreads / kTokens;
+  // Octets whose totals one warp keeps.
+  static constexpr int kTotals = !kSpreads ? kOctets : kOctets == 1 ? 1 : kOctets / 2;
+  static_assert(kTokens == 8 || kTokens % 32 == 0);
+};
+
+// Byte offsets into the block's shared memory; the launcher asks for Bytes.
+template <typename Traits>
+struct GemmSmem {
+  __host__ __device__ static constexpr int SlotBytes(int warps_per_strip) {
+    return warps_per_strip * Traits::kTileTokens * kTokenBytes;
+  }
+  // Slice sums of a round: float4 [slice][strip][octet][lane], then scales [slice][strip][2].
+  __host__ __device__ static constexpr int Partials(int warps_per_strip) {
+    return Traits::kSlots * SlotBytes(warps_per_strip);
+  }
+  __host__ __device__ static constexpr int Scales(int warps_per_strip) {
+    return Partials(warps_per_strip) +
+           (Traits::kSpreads ? kGemmWarps * Traits::kSlicesPerSpan * Traits::kOctets * kRunBytes
+                             : 0);
+  }
+  __host__ __device__ static constexpr int Bytes(int warps_per_strip) {
+    return Scales(warps_per_strip) +
+           (Traits::kSpreads ? kGemmWarps * Traits::kSlicesPerSpan * 8 : 0);
+  }
+};
+
+// What the warps do between two meetings at the end of a round: one span each.
+template <typename Traits>
+struct GemmRound {
+  GemmTile tile;
+  int32_t index = 0;                      // round of the tile
+  const unsigned char* weight = nullptr;  // this lane's first 16 bytes of the warp's span
+  int32_t num_stages = 0;                 // of the warp's span; 0: the warp has nothing to multiply
+  int32_t most_stages = 0;                // of the spans of the warps that multiply together
+  const device::Bf16* row = nullptr;      // of x, that this thread copies; null: zeroes
+  bool lost = false;                      // its source is out of range: NaN
+  float scale[Traits::kSlicesPerSpan][2] = {};  // of the strip's first and last eight rows
+};
+
+// One thread's part of the kernel.
+template <typename Traits>
+class GemmBlock {
+ public:
+  __device__ __forceinline__ GemmBlock(const GemmLaunch& launch, unsigned char* smem)
+      : launch_(launch), params_(launch.params), smem_(smem), walker_(launch) {}
+
+  __device__ __forceinline__ void Run() {
+    Round current = First(walker_.Next());
+#pragma unroll
+    for (int q = 0; q < Traits::kAhead; ++q) {
+#pragma unroll
+      for (int i = 0; i < Traits::kRunsPerStage; ++i) LoadRun(current, q, i);
+    }
+#pragma unroll
+    for (int q = 0; q < Traits::kAhead; ++q) CopyTokens(current, q, q);
+    ClearTotals();
+    while (current.tile.group >= 0) {
+      const Round next = Following(current);
+#pragma unroll
+      for (int q = 0; q < kStagesPerSpan; ++q) {
+        constexpr int kAhead = Traits::kAhead;
+        Step(current, q, q + kAhead < kStagesPerSpan ? current : next,
+             (q + kAhead) % kStagesPerSpan);
+      }
+      if constexpr (Traits::kSpreads) {
+        device::SyncThreads();  // the round's slice sums are all there
+        AddRound(current);
+      }
+      if (current.index == launch_.num_rounds - 1) {
+        Store(current.tile);
+        ClearTotals();
+      }
+      current = next;
+    }
+  }
+
+ private:
+  using Atom = typename Traits::Atom;
+  using Round = GemmRound<Traits>;
+  using Smem = GemmSmem<Traits>;
+
+  __device__ __forceinline__ int WarpsPerStrip() const {
+    return Traits::kSpreads ? launch_.warps_per_strip : 1;
+  }
+  // Of the tile's strips, this warp's; and of the strip's warps, this one. Cheaper than kept.
+  __device__ __forceinline__ int Strip() const {
+    return Traits::kSpreads ? device::WarpIdx() >> launch_.strip_shift : device::WarpIdx();
+  }
+  __device__ __forceinline__ int Turn() const { return device::WarpIdx() & (WarpsPerStrip() - 1); }
+  __device__ __forceinline__ int StripOf(const GemmTile& tile) const {
+    return tile.first_strip + Strip();
+  }
+
+  // Of the tile, that this thread copies.
+  __device__ __forceinline__ static int Token() {
+    return device::ThreadIdx() / Traits::kTokenThreads % Traits::kTileTokens;
+  }
+
+  // The first round of a tile: which row of x this thread will copy.
+  __device__ __forceinline__ Round First(const GemmTile& tile) const {
+    Round round;
+    round.tile = tile;
+    const int token = Token();
+    if (tile.group >= 0 && token < tile.num_rows) {
+      const int row = tile.first_row + token;
+      const int source = params_.row_idx == nullptr ? row : params_.row_idx[row];
+      round.lost = source < 0 || source >= params_.num_x_rows;
+      if (!round.lost) {
+        round.row = static_cast<const device::Bf16*>(params_.x) +
+                    tile.group * params_.x_group_stride + source * params_.x_row_stride;
+      }
+    }
+    SetSpan(round);
+    return round;
+  }
+
+  __device__ __forceinline__ Round Following(const Round& round) {
+    if (round.index == launch_.num_rounds - 1) return First(walker_.Next());
+    Round next = round;
+    ++next.index;
+    SetSpan(next);
+    return next;
+  }
+
+  // What depends on the round's number: the warp's span of the weight and its scales.
+  __device__ __forceinline__ void SetSpan(Round& round) const {
+    const int span = round.index * WarpsPerStrip() + Turn();
+    const int strip = StripOf(round.tile);
+    const bool there = round.tile.group >= 0 && strip < launch_.num_strips;
+    round.num_stages =
+        there ? Min(Max(launch_.num_stages - span * kStagesPerSpan, 0), kStagesPerSpan) : 0;
+    round.most_stages = round.num_stages;
+    if constexpr (Traits::kTurns > 1) {
+      const int first = span - Turn() % Traits::kTurns;
+      round.most_stages =
+          there ? Min(Max(launch_.num_stages - first * kStagesPerSpan, 0), kStagesPerSpan) : 0;
+    }
+    if (round.num_stages == 0) return;
+    const int64_t stage = static_cast<int64_t>(strip) * launch_.num_stages + span * kStagesPerSpan;
+    round.weight = static_cast<const unsigned char*>(params_.weight) +
+                   round.tile.group * PackedBytes(params_.layout) +
+                   stage * (Traits::kRunsPerStage * kRunBytes) + device::LaneIdx() * 16;
+    if constexpr (!Traits::kBf16) {
+      const int blocks = ScaleBlocks(params_.layout);
+      const float* scale = params_.scales + round.tile.group * (ScaleBytes(params_.layout) / 4) +
+                           static_cast<int64_t>(strip) * 2 * blocks;
+#pragma unroll
+      for (int i = 0; i < Traits::kSlicesPerSpan; ++i) {
+        const int slice = span * Traits::kSlicesPerSpan + i;
+        if (slice >= blocks) break;
+        round.scale[i][0] = scale[slice];
+        round.scale[i][1] = scale[blocks + slice];
+      }
+    }
+  }
+
+  __device__ __forceinline__ void LoadRun(const Round& round, int q, int i) {
+    if (q < round.num_stages) {
+      runs_[q % Traits::kAhead][i] =
+          device::LoadStream16(round.weight + (q * Traits::kRunsPerStage + i) * kRunBytes);
+    }
+  }
+
+  // Stage q of the round's tokens for all warps of the block: one group of asynchronous copies.
+  __device__ __forceinline__ void CopyTokens(const Round& round, int q, int slot) const {
+    constexpr int kThreads = Traits::kTokenThreads;
+    const int wanted =
+        round.tile.group < 0 ? 0 : RoundUp(round.tile.num_rows, Traits::kOctets == 1 ? 8 : 16);
+    const int token = Token();
+    constexpr int kTileThreads = kThreads * Traits::kTileTokens;
+#pragma unroll 1
+    for (int turn = device::ThreadIdx() / kTileThreads; turn < WarpsPerStrip() && token < wanted;
+         turn += kGemmThreads / kTileThreads) {
+      const int stage = (round.index * WarpsPerStrip() + turn) * kStagesPerSpan + q;
+      if (stage >= launch_.num_stages) break;
+      unsigned char* const tile =
+          smem_ + slot * Smem::SlotBytes(WarpsPerStrip()) + turn * Smem::SlotBytes(1);
+#pragma unroll
+      for (int i = 0; i < 8 / kThreads; ++i) {
+        const int piece = i * kThreads + device::ThreadIdx() % kThreads;
+        unsigned char* const to = tile + SwizzledOffset(token, piece);
+        if (round.lost) {
+          FillNan(to);
+        } else {
+          CopyToken(to, round.row, stage * kStageColumns + piece * 8, params_.layout.k,
+                    launch_.x_alignment, params_.weight);
+        }
+      }
+    }
+    device::CpAsyncCommit();
+  }
+
+  // Multiplies stage q of `round` and lets stage `ahead_q` of `ahead` begin.
+  __device__ __forceinline__ void Step(const Round& round, int q, const Round& ahead, int ahead_q) {
+    device::CpAsyncWait<Traits::kAhead - 1>();
+    if constexpr (Traits::kTogether) device::FenceProxyAsync();
+    device::SyncThreads();  // this stage's tokens are there; the slot before it is free
+    constexpr int kStagesPerSlice = kStagesPerSpan / Traits::kSlicesPerSpan;
+    constexpr int kStepsPerRun = 4 / Traits::kRunsPerStage;
+    const auto operand = [&](int j, uint32_t(&a)[4]) {
+      Operand(runs_[q % Traits::kAhead][j / kStepsPerRun], j, a);
+    };
+    const auto refill = [&](int j) {
+      if (j % kStepsPerRun == kStepsPerRun - 1) LoadRun(ahead, ahead_q, j / kStepsPerRun);
+    };
+    const auto meanwhile = [&] {
+      CopyTokens(ahead, ahead_q, slot_ == 0 ? Traits::kAhead : slot_ - 1);
+    };
+    if (q % kStagesPerSlice == 0) ClearSlice();
+    if (q < round.most_stages) {
+      const unsigned char* const x = smem_ + slot_ * Smem::SlotBytes(WarpsPerStrip()) +
+                                     (Turn() & ~(Traits::kTurns - 1)) * Smem::SlotBytes(1);
+      Atom::MultiplyStage(slice_, x, round.tile.num_rows, operand, refill, meanwhile);
+    } else {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) refill(j);
+      meanwhile();
+    }
+    slot_ = slot_ == Traits::kAhead ? 0 : slot_ + 1;
+    // A span that ends early is complete then: what its warp goes on to multiply, for the others of
+    // its four, is not its own.
+    const int slice = q / kStagesPerSlice;
+    const int end = (slice + 1) * kStagesPerSlice;
+    const int own_end = Traits::kTurns == 1 ? end : Min(round.num_stages, end);
+    if (q + 1 == own_end) EndSlice(round, slice);
+  }
+
+  __device__ __forceinline__ static void Operand(const uint4& run, int j, uint32_t (&a)[4]) {
+    if constexpr (Traits::kBf16) {
+      a[0] = run.x;
+      a[1] = run.y;
+      a[2] = run.z;
+      a[3] = run.w;
+    } else {
+      device::E4m3ToBf16(j % 2 == 0 ? run.x : run.z, a[0], a[1]);
+      device::E4m3ToBf16(j % 2 == 0 ? run.y : run.w, a[2], a[3]);
+    }
+  }
+
+  __device__ __forceinline__ static float Add(float total, float slice, float scale) {
+    return Traits::kBf16 ? total + slice : device::Fma(scale, slice, total);
+  }
+
+  // The warp's slice `i` of the round is summed up: add it, or hand it to those who add.
+  __device__ __forceinline__ void EndSlice(const Round& round, int i) {
+    constexpr int kStagesPerSlice = kStagesPerSpan / Traits::kSlicesPerSpan;
+    if (i * kStagesPerSlice >= round.num_stages) return;
+    if constexpr (!Traits::kSpreads) {
+#pragma unroll
+      for (int j = 0; j < 4 * Traits::kOctets; ++j) {
+        total_[j / 4][j % 4] = Add(total_[j / 4][j % 4], slice_[j], round.scale[i][j % 4 / 2]);
+      }
+    } else {
+      const int part = (Turn() * Traits::kSlicesPerSpan + i) * launch_.tile_strips + Strip();
+#pragma unroll
+      for (int turn = 0; turn < Traits::kTurns; ++turn) {
+        if (turn != Turn() % Traits::kTurns) continue;
+#pragma unroll
+        for (int o = 0; o < Traits::kOctets; ++o) {
+          if (8 * o >= round.tile.num_rows) break;
+          const int first = 4 * (turn * Traits::kOctets + o);
+          Partial(part, o) =
+              make_float4(slice_[first], slice_[first + 1], slice_[first + 2], slice_[first + 3]);
+        }
+      }
+      if (!Traits::kBf16 && device::LaneIdx() == 0) {
+        PartialScale(part) = make_float2(round.scale[i][0], round.scale[i][1]);
+      }
+    }
+  }
+
+  // The warps of a strip share its octets and add all slices of the round in order.
+  __device__ __forceinline__ void AddRound(const Round& round) {
+    constexpr int kSlices = Traits::kSlicesPerSpan;
+    [[maybe_unused]] constexpr int kUnroll = Traits::kBf16 ? 2 : 1;  // registers are short
+    const int all = CeilDiv(params_.layout.k, Traits::kSliceColumns);
+    const int num_slices =
+        Min(all - round.index * WarpsPerStrip() * kSlices, WarpsPerStrip() * kSlices);
+    if (StripOf(round.tile) >= launch_.num_strips) return;
+#pragma unroll
+    for (int t = 0; t < Traits::kTotals; ++t) {
+      const int o = Turn() + t * WarpsPerStrip();
+      if (o >= Traits::kOctets || 8 * o >= round.tile.num_rows) break;
+#pragma unroll(kUnroll)
+      for (int i = 0; i < num_slices; ++i) {
+        const int part = i * launch_.tile_strips + Strip();
+        const float4 slice = Partial(part, o);
+        float2 scale = {};
+        if constexpr (!Traits::kBf16) scale = PartialScale(part);
+        total_[t][0] = Add(total_[t][0], slice.x, scale.x);
+        total_[t][1] = Add(total_[t][1], slice.y, scale.x);
+        total_[t][2] = Add(total_[t][2], slice.z, scale.y);
+        total_[t][3] = Add(total_[t][3], slice.w, scale.y);
+      }
+    }
+  }
+
+  __device__ __forceinline__ float4& Partial(int part, int octet) const {
+    float4* const partials = reinterpret_cast<float4*>(smem_ + Smem::Partials(WarpsPerStrip()));
+    return partials[(part * Traits::kOctets + octet) * 32 + device::LaneIdx()];
+  }
+  __device__ __forceinline__ float2& PartialScale(int part) const {
+    return reinterpret_cast<float2*>(smem_ + Smem::Scales(WarpsPerStrip()))[part];
+  }
+
+  __device__ __forceinline__ void ClearSlice() {
+#pragma unroll
+    for (float& sum : slice_) sum = 0;
+  }
+  __device__ __forceinline__ void ClearTotals() {
+#pragma unroll
+    for (int t = 0; t < Traits::kTotals; ++t) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) total_[t][i] = 0;
+    }
+  }
+
+  __device__ __forceinline__ void Store(const GemmTile& tile) const {
+    if (StripOf(tile) >= launch_.num_strips) return;
+#pragma unroll
+    for (int t = 0; t < Traits::kTotals; ++t) {
+      const int o = Traits::kSpreads ? Turn() + t * WarpsPerStrip() : t;
+      if (o >= Traits::kOctets || 8 * o >= tile.num_rows) break;
+      StoreOctet(tile, o, total_[t]);
+    }
+  }
+
+  // total[0], total[1] are two tokens' results of one row of the strip, total[2] and total[3] those
+  // of the row eight below.
+  __device__ __forceinline__ void StoreOctet(const GemmTile& tile, int octet,
+                                             const float (&total)[4]) const {
+    const int in_strip = device::LaneIdx() / 4;
+    const int n = params_.layout.n;
+    const int row = StripOf(tile) * kStripRows + in_strip;
+    const int column = StripOf(tile) * (kStripRows / 2) + in_strip;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int token = octet * 8 + device::LaneIdx() % 4 * 2 + i;
+      if (token >= tile.num_rows) return;
+      const int64_t first =
+          tile.group * params_.out_group_stride + (tile.first_row + token) * params_.out_row_stride;
+      if (params_.epilogue == GemmEpilogue::kSiluMul) {
+        if (column < n / 2) StoreOne(first + column, SiluMul(total[i], total[2 + i]));
+        continue;
+      }
+      if (row < n) StoreOne(first + row, total[i] + Bias(row));
+      if (row + 8 < n) StoreOne(first + row + 8, total[2 + i] + Bias(row + 8));
+    }
+  }
+  __device__ __forceinline__ float Bias(int row) const {
+    return params_.bias == nullptr ? 0.0f : params_.bias[row];
+  }
+  __device__ __forceinline__ static float SiluMul(float gate, float up) {
+    constexpr float kLog2E = 1.44269504f;
+    return gate / (1.0f + device::Exp2(-gate * kLog2E)) * up;
+  }
+  __device__ __forceinline__ void StoreOne(int64_t at, float value) const {
+    if (params_.out_type == Element::kF32) {
+      static_cast<float*>(params_.out)[at] = value;
+    } else {
+      static_cast<device::Bf16*>(params_.out)[at] = device::ToBf16(value);
+    }
+  }
+
+  const GemmLaunch& launch_;
+  const GemmParams& params_;
+  unsigned char* const smem_;
+  TileWalker walker_;
+  int slot_ = 0;
+  uint4 runs_[Traits::kAhead][Traits::kRunsPerStage];
+  float slice_[4 * Traits::kTurns * Traits::kOctets];
+  float total_[Traits::kTotals][4];
+};
+
+template <typename Traits>
+__global__ void __launch_bounds__(kGemmThreads, Traits::kMinBlocks)
+    GemmKernel(const __grid_constant__ GemmLaunch launch) {
+  // Never launched elsewhere: ChooseGemm.
+  if constexpr (device::kHasWgmma || !Traits::kTogether) {
+    GemmBlock<Traits> block(launch, &device::SharedMemory<unsigned char>());
+    block.Run();
+  }
+}
+
+}  // namespace jevons::cuda

@@ -1,0 +1,318 @@
+// MlaAttention: out[t, h] = sum_u softmax_u(scale * q[t, h] . cache[u]) * cache[u][:latent].
+//
+// A block of 8 warps takes items from the walker (mla_walker.h): up to 32 rows of queries, in one
+// or two groups of 16, and a range of keys, which come through two buffers, 64 at a time, by
+// cp.async. Per tile of keys (mla_tile.h):
+//   scores   warp w multiplies all rows with the 16 keys of quarter w % 4 over half w / 4 of the
+//            width, into scores[half]
+//   weights  warp w takes whole rows: adds the halves, running maximum, p = exp2(score - max)
+//            rounded to bf16, sum of the rounded p by lane
+//   values   warp w has 64 columns of the latent for all rows: acc = acc * alpha + p * tile
+// A split's acc is added to a total in registers; where a row tile is cut, it goes to the workspace
+// and the block that arrives last adds all up (mla_merge.h). So one launch does everything.
+//
+// The arithmetic of a row does not depend on how many rows share the tile: a score is half 0 + half
+// 1, each one chain over its columns; sums over keys are by lane, then by halving distance; keys
+// past a row's position have p = 0 and do not move its maximum, which changes nothing. A key whose
+// latent is not finite has a score that is not, in every row: then the tile's latents are looked
+// through, the entry is zeroed and its score is NaN in the rows that see it, so that the others do
+// not get 0 * NaN.
+//
+// Floor (H100, 3.0 TB/s, 132 SMs at 1.75 GHz), latent 512 + 64. 16 heads do 35 kFLOP on the 1,152
+// bytes of a key, 30 a byte: memory decides. A tile is 74 KB: 3.2 us when all SMs draw, 1.6 us when
+// half do; it costs 1,900 clocks of shared memory, 1.1 us. Expected, us:
+//   1 x 1k: 9-11, latency (bytes 0.4)   64 x 1k: 29 (25)   64 x 4k: 105 (101)
+//   256 x 1k: 107 (101)                 256 x 16k: 1,640 (1,610)
+// 128 heads do 242 a byte; the four row tiles of a token read a key from L2. A tile of 32 rows is
+// 1,700 clocks of tensor cores but 3,400 of shared memory (keys in 580, queries 1,150, keys 580,
+// scores 260, weights 290, values 510): at most 300 TF of the 600 that mma.sync has, 64 x 1k 61 us.
+// More needs operands that tensor cores read from shared memory themselves (wgmma), 64 rows a tile.
+//
+// Barriers, per tile: 1 the tile has landed; 2 the scores are there; 3 weights and alpha are there;
+// 4 all have read the tile, and its buffer is filled again. One more where broken keys were zeroed,
+// and one when the queries have landed.
+#include "cuda/mla.h"
+
+#include "cuda/device/launch.h"
+#include "cuda/mla_tile.h"
+
+namespace jevons::cuda {
+namespace {
+
+using namespace mla;
+
+constexpr float kLog2E = 1.4426950408889634f;
+
+__device__ __forceinline__ MlaOutput OutputOf(const AttentionParams& args) {
+  const MlaAttentionParams& p = args.p;
+  return {p.out, p.out_stride, p.out_head_stride, p.num_heads, p.latent, args.plan.out_pairs};
+}
+
+// One item: its rows, keys and results.
+template <typename T, int kGroups>
+class RowTile {
+ public:
+  __device__ __forceinline__ RowTile(const AttentionParams& args, const MlaItem& item, Shared<T>& s)
+      : args_(args), item_(item), s_(s) {
+    for (int i = 0; i < 2 * kGroups; ++i) state_[i / 2][i % 2] = {MlaMinusInfinity(), 0.0f};
+  }
+
+  __device__ __forceinline__ void Run() {
+    if (item_.first_key < item_.end_key) WalkKeys();
+    if (device::WarpIdx() < T::kValueWarps) {
+      if (item_.slot < 0) WriteOut();
+      if (item_.slot >= 0 && item_.piece == 0) StorePartial(0, total_, state_);
+    }
+  }
+
+ private:
+  // Of values 2 * half and 2 * half + 1 of a thread's sums.
+  __device__ __forceinline__ static int Row(int thread, int group, int half) {
+    return group * kMlaGroupRows + half * 8 + thread % 32 / 4;
+  }
+  __device__ __forceinline__ static int Column(int thread, int tile) {
+    return (thread / 32 * T::kColumnTiles + tile) * 8 + thread % 4 * 2;
+  }
+  __device__ __forceinline__ void WalkKeys() {
+    LoadQueries(args_, item_, kGroups * kMlaGroupRows, s_);
+    LoadKeys<T>(args_, item_, item_.first_key, s_.keys[0]);
+    device::CpAsyncCommit();
+    if (item_.first_key + T::kKeys < item_.end_key) {
+      LoadKeys<T>(args_, item_, item_.first_key + T::kKeys, s_.keys[1]);
+    }
+    device::CpAsyncCommit();
+    device::CpAsyncWait<1>();
+    device::SyncThreads();
+    Queries<T, kGroups> queries;
+    queries.Hold(s_);
+    WarpRows<kGroups> rows;
+    rows.Reset();
+    int split = item_.first_split;
+    int stage = 0;
+    for (int key = item_.first_key; key < item_.end_key; key += T::kKeys) {
+      const int split_end = min(item_.end_key, MlaSplitBegin(split + 1));
+      const bool ends_split = key + T::kKeys >= split_end;
+      StepTile(key, s_.keys[stage], ends_split, queries, rows);
+      if (ends_split) {
+        if (device::WarpIdx() < T::kValueWarps) EndSplit(split);
+        ++split;
+      }
+      device::SyncThreads();
+      if (key + 2 * T::kKeys < item_.end_key) {
+        LoadKeys<T>(args_, item_, key + 2 * T::kKeys, s_.keys[stage]);
+      }
+      device::CpAsyncCommit();
+      stage ^= 1;
+    }
+  }
+
+  // One tile of keys, up to the barrier after which its buffer is free.
+  __device__ __forceinline__ void StepTile(int key, Bf16* keys, bool ends_split,
+                                           const Queries<T, kGroups>& queries,
+                                           WarpRows<kGroups>& rows) {
+    device::CpAsyncWait<1>();
+    device::SyncThreads();
+    ComputeScores(s_, queries, keys);
+    device::SyncThreads();
+    const bool broken_keys = s_.num_not_finite != 0;
+    if (broken_keys) {
+      ZeroBrokenKeys(args_.p.latent, s_, keys);
+      device::SyncThreads();
+    }
+    ComputeWeights(s_, key, args_.p.scale * kLog2E, broken_keys, rows);
+    if (ends_split) PublishSoftmax(s_, rows);
+    device::SyncThreads();
+    if (device::ThreadIdx() == 0) s_.num_not_finite = 0;
+    if (device::WarpIdx() < T::kValueWarps) AddValues(s_, keys, acc_);
+  }
+
+  // The split's sums go to the workspace or to the total; acc is zero again.
+  __device__ __forceinline__ void EndSplit(int split) {
+    const int thread = device::Opaque(device::ThreadIdx());
+    MlaSoftmax ended[kGroups][2];
+#pragma unroll
+    for (int i = 0; i < 2 * kGroups; ++i)
+      ended[i / 2][i % 2] = s_.softmax[Row(thread, i / 2, i % 2)];
+    if (item_.slot >= 0 && item_.piece > 0) {
+      StorePartial(1 + split - item_.second_split, acc_, ended);
+    } else {
+      AddSplit(split, ended);
+    }
+    acc_ = {};
+  }
+
+  // Rows whose position lies before the split have no part in it.
+  __device__ __forceinline__ void AddSplit(int split, const MlaSoftmax (&ended)[kGroups][2]) {
+    const int thread = device::Opaque(device::ThreadIdx());
+#pragma unroll
+    for (int i = 0; i < 2 * kGroups; ++i) {
+      const int m = i / 2;
+      const int half = i % 2;
+      if (s_.position[Row(thread, m, half)] < MlaSplitBegin(split)) continue;
+      const MlaFold fold(state_[m][half], ended[m][half]);
+#pragma unroll
+      for (int n = 0; n < T::kColumnTiles; ++n) {
+#pragma unroll
+        for (int j = 2 * half; j < 2 * half + 2; ++j) {
+          total_.v[m][n][j] = fold(total_.v[m][n][j], acc_.v[m][n][j]);
+        }
+      }
+    }
+  }
+
+  __device__ __forceinline__ void StorePartial(int partial, const Sums<T, kGroups>& sums,
+                                               const MlaSoftmax (&state)[kGroups][2]) {
+    const int thread = device::Opaque(device::ThreadIdx());
+#pragma unroll
+    for (int i = 0; i < 2 * kGroups; ++i) {
+      const int m = i / 2;
+      const int half = i % 2;
+      const int64_t row = MlaPartialRow(item_, partial, Row(thread, m, half));
+      if (thread / 32 == 0 && thread % 4 == 0) {
+        args_.workspace.softmax[row] = make_float2(state[m][half].max, state[m][half].sum);
+      }
+#pragma unroll
+      for (int n = 0; n < T::kColumnTiles; ++n) {
+        *reinterpret_cast<float2*>(args_.workspace.sums + row * T::kLatent + Column(thread, n)) =
+            make_float2(sums.v[m][n][2 * half], sums.v[m][n][2 * half + 1]);
+      }
+    }
+  }
+
+  __device__ __forceinline__ void WriteOut() {
+    const int thread = device::Opaque(device::ThreadIdx());
+    const MlaOutput output = OutputOf(args_);
+#pragma unroll
+    for (int i = 0; i < 2 * kGroups; ++i) {
+      const int m = i / 2;
+      const int half = i % 2;
+      if (Row(thread, m, half) >= item_.num_rows) continue;
+      const float inverse = 1.0f / state_[m][half].sum;
+      device::Bf16* row = output.Row(item_, Row(thread, m, half));
+#pragma unroll
+      for (int n = 0; n < T::kColumnTiles; ++n) {
+        output.Write(row, Column(thread, n), total_.v[m][n][2 * half] * inverse,
+                     total_.v[m][n][2 * half + 1] * inverse);
+      }
+    }
+  }
+
+  const AttentionParams& args_;
+  const MlaItem& item_;
+  Shared<T>& s_;
+  Sums<T, kGroups> acc_ = {};
+  Sums<T, kGroups> total_ = {};
+  MlaSoftmax state_[kGroups][2];  // of total_; no keys: the sum is 0 and the row NaN
+};
+
+// The piece that comes last adds up what all have stored, and leaves the counter at zero.
+template <typename T>
+__device__ __forceinline__ void ArriveAndMerge(const AttentionParams& args, const MlaItem& item,
+                                               Shared<T>& s) {
+  int32_t* arrivals = args.workspace.arrivals + item.slot;
+  device::ThreadFence();
+  device::SyncThreads();
+  if (device::ThreadIdx() == 0) {
+    s.is_last = device::AtomicAddAcqRel(arrivals, 1) == item.num_pieces - 1;
+  }
+  if (device::ThreadIdx() < item.num_rows) {
+    const int row = item.first_row + device::ThreadIdx();
+    s.position[device::ThreadIdx()] = item.first_position + row / args.p.num_heads;
+  }
+  device::SyncThreads();
+  if (s.is_last == 0) return;
+  MlaMergeSplits<T::kLatent>(args.workspace, item, s.position, OutputOf(args));
+  if (device::ThreadIdx() == 0) *arrivals = 0;
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kMlaThreads, 1)
+    MlaAttentionKernel(const __grid_constant__ AttentionParams args) {
+  Shared<T>& s = device::SharedMemory<Shared<T>>();
+  if (device::ThreadIdx() == 0) s.num_not_finite = 0;
+  MlaWalker walker(args.p, s.walker);
+  const MlaItem& item = s.walker.item;
+  while (walker.Next()) {
+    if (item.num_rows == 0) continue;
+    if (item.num_rows <= kMlaGroupRows) {
+      RowTile<T, 1>(args, item, s).Run();
+    } else {
+      RowTile<T, 2>(args, item, s).Run();
+    }
+    if (item.slot >= 0) ArriveAndMerge(args, item, s);
+  }
+}
+
+using Small = Traits<kSmallLatent, 64>;
+using Large = Traits<kLargeLatent, 64>;
+using LargeFewKeys = Traits<kLargeLatent, 32>;
+
+// The largest power of two up to 16 that divides the address and the byte distances.
+int CopyUnit(const void* first, int64_t stride, int64_t other_stride, int64_t width) {
+  const uint64_t bits = reinterpret_cast<uintptr_t>(first) | static_cast<uint64_t>(2 * stride) |
+                        static_cast<uint64_t>(2 * other_stride);
+  if (bits % 16 == 0) return 16;
+  return (bits | static_cast<uint64_t>(2 * width)) % 4 == 0 ? 4 : 2;
+}
+
+int64_t Aligned(int64_t bytes) { return (bytes + 255) / 256 * 256; }
+
+int32_t PaddedLatent(int32_t latent) {
+  return latent <= kSmallLatent ? kSmallLatent : kLargeLatent;
+}
+
+MlaWorkspace Places(void* workspace, int32_t num_slots) {
+  char* base = static_cast<char*>(workspace);
+  const int64_t softmax = Aligned(static_cast<int64_t>(num_slots) * 4);
+  const int64_t sums =
+      softmax + Aligned(static_cast<int64_t>(num_slots) * kMlaGroupRows * sizeof(float2));
+  return {reinterpret_cast<int32_t*>(base), reinterpret_cast<float2*>(base + softmax),
+          reinterpret_cast<float*>(base + sums)};
+}
+
+}  // namespace
+
+// A row tile in n >= 2 pieces has n fair shares of the work, so all of them have at most num_sms
+// pieces; of its splits at most 5 n are stored, as they double with the position, in two groups.
+int32_t MlaNumSlots(const DeviceFacts& device) { return 10 * device.num_sms; }
+
+int64_t MlaWorkspaceBytes(int32_t latent, int32_t num_slots) {
+  const int64_t rows = static_cast<int64_t>(num_slots) * kMlaGroupRows;
+  return Aligned(static_cast<int64_t>(num_slots) * 4) + Aligned(rows * 8) +
+         rows * PaddedLatent(latent) * 4;
+}
+
+MlaPlan ChooseMlaAttention(const MlaAttentionParams& p, const DeviceFacts& device) {
+  MlaPlan plan;
+  const int32_t width = p.latent + p.rope;
+  plan.latent = PaddedLatent(p.latent);
+  plan.keys = 64;
+  plan.smem_bytes = plan.latent == kSmallLatent ? sizeof(Shared<Small>) : sizeof(Shared<Large>);
+  if (plan.smem_bytes > device.max_smem_bytes) {
+    plan.keys = 32;
+    plan.smem_bytes = sizeof(Shared<LargeFewKeys>);
+  }
+  plan.grid = p.num_tokens > 0 && p.num_seqs > 0 ? device.num_sms : 0;
+  plan.q_unit = CopyUnit(p.q, p.q_stride, p.q_head_stride, width);
+  plan.cache_unit = CopyUnit(p.cache, width, width, width);
+  plan.out_pairs =
+      CopyUnit(p.out, p.out_stride, p.out_head_stride, p.latent) >= 4 && p.latent % 2 == 0;
+  return plan;
+}
+
+cudaError_t LaunchMlaAttention(const MlaAttentionParams& params, const DeviceFacts& device,
+                               cudaStream_t stream) {
+  if (params.latent > kLargeLatent || params.rope > kRopePadded) return cudaErrorInvalidValue;
+  const MlaPlan plan = ChooseMlaAttention(params, device);
+  const auto kernel = plan.latent == kSmallLatent ? &MlaAttentionKernel<Small>
+                      : plan.keys == 64           ? &MlaAttentionKernel<Large>
+                                                  : &MlaAttentionKernel<LargeFewKeys>;
+  LaunchShape shape;
+  shape.grid = dim3(static_cast<unsigned>(plan.grid));
+  shape.block = kMlaThreads;
+  shape.smem_bytes = plan.smem_bytes;
+  return Launch(kernel, shape, stream,
+                AttentionParams{params, plan, Places(params.workspace, params.num_slots)});
+}
+
+}  // namespace jevons::cuda

@@ -1,0 +1,256 @@
+// Who computes which part of an attention step: the keys' split at fixed positions, and the walk of
+// a fixed grid over the work of a step whose sizes only the device knows.
+//
+// A row of queries is one head of one token. A row tile is up to 32 rows that follow each other in
+// a sequence. An item is a row tile and a range of whole splits: a piece. Sequences are cut in more
+// than one piece only where one of their row tiles is far more than a fair share; nothing in
+// the results depends on where.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/device/warp.h"
+#include "cuda/mla.h"
+
+namespace jevons::cuda {
+
+constexpr int kMlaThreads = 256;
+constexpr int kMlaGroupRows = 16;  // rows of one tensor-core tile
+constexpr int kMlaMostRows = 32;
+constexpr int kMlaWorkTokens = 64;  // the unit of work
+constexpr int kMlaLeastPiece = 2;   // units: the smallest split
+// A row tile of 16 rows is bound by memory, and half of the blocks can draw all of it: such row
+// tiles stay whole up to so many fair shares.
+constexpr int kMlaMostShares = 2;
+constexpr int kMlaMostContext = 1 << 30;  // positions of splits stay in 32 bits
+constexpr int kMlaSmallSplits = 16;       // splits of 128 tokens below position 2048
+
+// Splits of 128 tokens below position 2048; from there on eight for each doubling of the position:
+// 16,384 tokens have 40 splits, 131,072 have 64.
+__host__ __device__ constexpr int MlaSplitBegin(int split) {
+  if (split < kMlaSmallSplits) return split * 128;
+  const int doubling = (split - kMlaSmallSplits) / 8;
+  return (8 + (split - kMlaSmallSplits) % 8) * (256 << doubling);
+}
+__host__ __device__ constexpr int MlaSplitOf(int position) {
+  if (position < 2048) return position / 128;
+  int doubling = 0;
+  while (position >> (doubling + 12) != 0) ++doubling;
+  return kMlaSmallSplits + 8 * doubling + (position >> (doubling + 8)) - 8;
+}
+static_assert(MlaSplitBegin(16) == 2048 && MlaSplitOf(2047) == 15 && MlaSplitOf(2048) == 16);
+static_assert(MlaSplitBegin(24) == 4096 && MlaSplitOf(4095) == 23 && MlaSplitOf(4096) == 24);
+
+struct MlaItem {
+  int32_t seq;
+  int32_t first_token;     // of the sequence
+  int32_t first_row;       // in the sequence: token * num_heads + head
+  int32_t num_rows;        // 0: nothing to do
+  int32_t first_position;  // of the sequence's first query
+  int32_t first_split;
+  int32_t first_key;
+  int32_t end_key;  // first_key or less: no keys
+  int32_t piece;
+  int32_t num_pieces;
+  int32_t second_split;  // where the second piece begins
+  int32_t slot;          // of the row tile's partial results; -1: not cut
+  int32_t num_groups;    // slots of one partial result
+};
+
+struct MlaWalkerShared {
+  int64_t warp_sum[kMlaThreads / 32];
+  MlaItem item;
+};
+
+// What one sequence is to the walker.
+struct MlaSequenceWork {
+  int32_t first_token = 0;
+  int32_t num_rows = 0;
+  int32_t rows_per_tile = kMlaMostRows;
+  int32_t num_tiles = 0;  // row tiles
+  int32_t context = 0;    // 0 where it cannot be: rows become NaN
+  int32_t first_position = 0;
+  int32_t num_units = 0;  // of the row tile with most keys
+};
+
+__device__ __forceinline__ MlaSequenceWork MlaDescribe(const MlaAttentionParams& p, int seq) {
+  MlaSequenceWork work;
+  const int32_t begin = p.cu_seqlens_q[seq];
+  const int32_t end = p.cu_seqlens_q[seq + 1];
+  if (begin < 0 || end <= begin || end > p.num_tokens) return work;
+  work.first_token = begin;
+  work.num_rows = (end - begin) * p.num_heads;
+  if (work.num_rows <= kMlaGroupRows) work.rows_per_tile = kMlaGroupRows;
+  work.num_tiles = (work.num_rows + work.rows_per_tile - 1) / work.rows_per_tile;
+  const int32_t context = p.context_lens[seq];
+  if (context < end - begin || context > kMlaMostContext) return work;
+  if (context > static_cast<int64_t>(p.max_blocks) * p.block_size) return work;
+  work.context = context;
+  work.first_position = context - (end - begin);
+  work.num_units = (context - 1) / kMlaWorkTokens + 1;
+  return work;
+}
+
+// How a sequence is cut when a fair share is `share` units.
+struct MlaCut {
+  int32_t num_pieces;
+  int32_t num_splits;
+  int32_t num_units;
+
+  __device__ __forceinline__ MlaCut(const MlaSequenceWork& work, int share)
+      : num_pieces(1),
+        num_splits(work.context > 0 ? MlaSplitOf(work.context - 1) + 1 : 0),
+        num_units(work.num_units) {
+    const int most_shares = work.rows_per_tile == kMlaGroupRows ? kMlaMostShares : 1;
+    if (num_units > most_shares * share) num_pieces = min(num_units / share, num_splits);
+  }
+  // The first split of a piece: the first that begins at or after the piece's part of the keys.
+  __device__ __forceinline__ int Begin(int piece) const {
+    if (piece == 0) return 0;
+    if (piece == num_pieces) return num_splits;
+    const int64_t unit = static_cast<int64_t>(piece) * num_units / num_pieces;
+    const int token = static_cast<int>(unit) * kMlaWorkTokens;
+    const int split = MlaSplitOf(token);
+    return min(num_splits, MlaSplitBegin(split) < token ? split + 1 : split);
+  }
+  // One partial result for the first piece and one for each later split.
+  __device__ __forceinline__ int NumPartials() const {
+    return num_pieces == 1 ? 0 : 1 + num_splits - Begin(1);
+  }
+};
+
+// Gives each block its items. All threads of the block call each function together; each knows the
+// work of a run of sequences.
+class MlaWalker {
+ public:
+  __device__ __forceinline__ MlaWalker(const MlaAttentionParams& p, MlaWalkerShared& shared)
+      : p_(p), shared_(shared) {
+    int64_t units = 0;
+    for (int s = Begin(0); s < Begin(1); ++s) {
+      const MlaSequenceWork work = MlaDescribe(p, s);
+      units += static_cast<int64_t>(work.num_tiles) * work.num_units;
+    }
+    int64_t total = 0;
+    ScanBlock(units, total);
+    const int64_t share = (total + device::GridDimX() - 1) / device::GridDimX();
+    share_ = static_cast<int>(share < kMlaLeastPiece ? kMlaLeastPiece : share);
+
+    // Items in the low half, slots in the high half.
+    int64_t counts = 0;
+    for (int s = Begin(0); s < Begin(1); ++s) {
+      const MlaSequenceWork work = MlaDescribe(p, s);
+      counts += Slots(work) << 32 | static_cast<uint32_t>(Items(work));
+    }
+    const int64_t before = ScanBlock(counts, total);
+    first_item_ = static_cast<int32_t>(before);
+    end_item_ = static_cast<int32_t>(before + counts);
+    first_slot_ = before >> 32;
+    num_items_ = static_cast<int32_t>(total);
+  }
+
+  // Puts the block's next item into the shared memory, or false. The walk turns round after each
+  // pass over the grid, which evens out work that grows with the item.
+  __device__ __forceinline__ bool Next() {
+    const int grid = device::GridDimX();
+    const int block = device::BlockIdxX();
+    const int64_t idx =
+        static_cast<int64_t>(pass_) * grid + (pass_ % 2 == 0 ? block : grid - 1 - block);
+    ++pass_;
+    if (idx >= num_items_) return false;
+    device::SyncThreads();
+    if (idx >= first_item_ && idx < end_item_) Resolve(static_cast<int>(idx));
+    device::SyncThreads();
+    return true;
+  }
+
+ private:
+  // The first sequence of this thread, or of one `later`.
+  __device__ __forceinline__ int Begin(int later) const {
+    const int per_thread = (p_.num_seqs + kMlaThreads - 1) / kMlaThreads;
+    return min(p_.num_seqs, (device::Opaque(device::ThreadIdx()) + later) * per_thread);
+  }
+  __device__ __forceinline__ int32_t Items(const MlaSequenceWork& work) const {
+    return work.num_tiles * MlaCut(work, share_).num_pieces;
+  }
+  __device__ __forceinline__ int64_t Slots(const MlaSequenceWork& work) const {
+    return static_cast<int64_t>(work.num_tiles) * MlaCut(work, share_).NumPartials() *
+           (work.rows_per_tile / kMlaGroupRows);
+  }
+
+  __device__ __forceinline__ void Resolve(int idx) {
+    int before = first_item_;
+    int64_t slot = first_slot_;
+    for (int s = Begin(0); s < Begin(1); ++s) {
+      const MlaSequenceWork work = MlaDescribe(p_, s);
+      const int items = Items(work);
+      if (idx < before + items) {
+        shared_.item = ItemOf(s, work, idx - before, slot);
+        return;
+      }
+      before += items;
+      slot += Slots(work);
+    }
+  }
+
+  // Item `idx` of a sequence. A sequence whose slots do not exist is not cut after all: its first
+  // pieces do everything.
+  __device__ __forceinline__ MlaItem ItemOf(int seq, const MlaSequenceWork& work, int idx,
+                                            int64_t slot) const {
+    const MlaCut cut(work, share_);
+    const bool stored = cut.num_pieces > 1 && slot + Slots(work) <= p_.num_slots;
+    const int tile = idx / cut.num_pieces;
+    MlaItem item;
+    item.seq = seq;
+    item.first_token = work.first_token;
+    item.first_row = tile * work.rows_per_tile;
+    item.num_rows = min(work.rows_per_tile, work.num_rows - item.first_row);
+    item.first_position = work.first_position;
+    item.piece = idx % cut.num_pieces;
+    item.num_pieces = cut.num_pieces;
+    item.second_split = cut.Begin(min(1, cut.num_pieces));
+    item.num_groups = work.rows_per_tile / kMlaGroupRows;
+    item.slot =
+        stored ? static_cast<int32_t>(slot) + tile * cut.NumPartials() * item.num_groups : -1;
+    if (!stored && item.piece > 0) item.num_rows = 0;
+    item.first_split = cut.Begin(item.piece);
+    item.first_key = MlaSplitBegin(item.first_split);
+    const int last_row = item.first_row + item.num_rows - 1;
+    const int num_keys = work.context > 0 ? work.first_position + last_row / p_.num_heads + 1 : 0;
+    item.end_key = num_keys;
+    if (stored && item.piece + 1 < cut.num_pieces) {
+      item.end_key = min(num_keys, MlaSplitBegin(cut.Begin(item.piece + 1)));
+    }
+    return item;
+  }
+
+  // The sum of the values of the threads before, and of all.
+  __device__ __forceinline__ int64_t ScanBlock(int64_t value, int64_t& total) {
+    int64_t upto = value;
+#pragma unroll
+    for (int delta = 1; delta < 32; delta *= 2) {
+      const int64_t other = device::ShflUp(upto, delta);
+      if (device::LaneIdx() >= delta) upto += other;
+    }
+    if (device::LaneIdx() == 31) shared_.warp_sum[device::WarpIdx()] = upto;
+    device::SyncThreads();
+    int64_t before = upto - value;
+    total = 0;
+    for (int w = 0; w < kMlaThreads / 32; ++w) {
+      if (w < device::WarpIdx()) before += shared_.warp_sum[w];
+      total += shared_.warp_sum[w];
+    }
+    device::SyncThreads();
+    return before;
+  }
+
+  const MlaAttentionParams& p_;
+  MlaWalkerShared& shared_;
+  int share_ = 0;
+  int first_item_ = 0;  // of this thread's sequences
+  int end_item_ = 0;
+  int64_t first_slot_ = 0;
+  int num_items_ = 0;
+  int pass_ = 0;
+};
+
+}  // namespace jevons::cuda

@@ -1,0 +1,385 @@
+// Embed, RmsNorm, SiluMul, Rope, GatherRows: one pass over rows. Formulas in ops/elementwise.h.
+//
+// A thread works on vectors of eight neighbouring elements; where the rows allow it a vector is
+// read as 16 bytes (bf16) or twice that (f32), else element by element with the same results.
+// RmsNorm gives a row to one block, the others spread a row over as many blocks as it fills.
+// Bytes decide: RmsNorm of 64 rows of 7168 with a bf16 delta moves 64 * 7168 * (4 + 2 + 4 + 2) =
+// 5.5 MB, 1.8 us at 3 TB/s; a single row is bound by the latency of its loads, so a thread issues
+// all of them before it uses the first.
+//
+// Barriers: two in RmsNorm's sum, around the exchange of the warps' sums.
+#include "cuda/rows.h"
+
+#include <cmath>
+#include <type_traits>
+
+#include "cuda/device/launch.h"
+#include "cuda/device/thread.h"
+#include "cuda/device/warp.h"
+#include "cuda/row_vector.h"
+
+namespace jevons::cuda {
+namespace {
+
+using device::Bf16;
+
+constexpr int kMostThreads = 256;
+// RmsNorm's block is larger, as one row has no other.
+constexpr int kNormThreads = 512;
+// Vectors of x that a thread of RmsNorm keeps in registers: 8192 columns; what lies past is read
+// again.
+constexpr int kNormHeld = 2;
+static_assert(kNormThreads % 32 == 0 && kNormThreads <= 1024);
+
+template <typename P>
+struct Planned {
+  P p;
+  RowsPlan plan;
+};
+
+struct NormShared {
+  float warp_sum[kNormThreads / 32];
+};
+
+__device__ __forceinline__ void FillNan(float (&v)[kRowVector]) {
+#pragma unroll
+  for (float& value : v) value = device::FloatFromBits(0x7FC00000u);
+}
+
+// The vector of its row that this thread works on.
+__device__ __forceinline__ int VectorIdx() {
+  return device::BlockIdxY() * device::BlockDim() + device::ThreadIdx();
+}
+
+template <typename Table>
+__global__ void __launch_bounds__(kMostThreads)
+    EmbedKernel(const __grid_constant__ Planned<EmbedParams> args) {
+  const EmbedParams& p = args.p;
+  const int64_t t = device::BlockIdxX();
+  const int vector = VectorIdx();
+  if (vector >= NumVectors(p.hidden)) return;
+  const int32_t id = p.ids[t];
+  float v[kRowVector];
+  if (id >= 0 && id < p.vocab) {
+    const Table* row = static_cast<const Table*>(p.table) + id * p.table_stride;
+    LoadVector(row, vector, p.hidden, args.plan.whole, v);
+  } else {
+    FillNan(v);
+  }
+  StoreVector(v, vector, p.hidden, args.plan.whole, p.out + t * p.out_stride);
+}
+
+// The sum over the block, the same in every thread: lanes by halving distance, then warps in order.
+__device__ __forceinline__ float BlockSum(float value, NormShared& shared) {
+#pragma unroll
+  for (int distance = 16; distance > 0; distance /= 2) value += device::ShflXor(value, distance);
+  if (device::LaneIdx() == 0) shared.warp_sum[device::WarpIdx()] = value;
+  device::SyncThreads();
+  float sum = 0;
+  for (int w = 0; w < device::BlockDim() / 32; ++w) sum += shared.warp_sum[w];
+  return sum;
+}
+
+// One row of RmsNorm. Delta is void where there is none.
+template <typename X, typename Delta, typename Out>
+struct NormRow {
+  X* x;
+  const Delta* delta;
+  const float* weight;
+  Out* out;
+  int hidden;
+  bool whole;
+
+  __device__ __forceinline__ void Read(int vector, float (&v)[kRowVector]) const {
+    LoadVector(x, vector, hidden, whole, v);
+  }
+  // Reads what the norm is taken of; with a delta it becomes the new x.
+  __device__ __forceinline__ void ReadSum(int vector, float (&v)[kRowVector]) const {
+    Read(vector, v);
+    if constexpr (!std::is_void_v<Delta>) {
+      float d[kRowVector];
+      LoadVector(delta, vector, hidden, whole, d);
+#pragma unroll
+      for (int i = 0; i < kRowVector; ++i) v[i] += d[i];
+    }
+  }
+  __device__ __forceinline__ void KeepSum(int vector, const float (&v)[kRowVector]) const {
+    if constexpr (!std::is_void_v<Delta>) StoreVector(v, vector, hidden, whole, x);
+  }
+  __device__ __forceinline__ void Write(int vector, float factor, float (&v)[kRowVector]) const {
+    float w[kRowVector];
+    LoadVector(weight, vector, hidden, whole, w);
+#pragma unroll
+    for (int i = 0; i < kRowVector; ++i) v[i] = v[i] * factor * w[i];
+    StoreVector(v, vector, hidden, whole, out);
+  }
+};
+
+__device__ __forceinline__ float AddSquares(const float (&v)[kRowVector], float sum) {
+#pragma unroll
+  for (int i = 0; i < kRowVector; ++i) sum = device::Fma(v[i], v[i], sum);
+  return sum;
+}
+
+template <typename X, typename Delta, typename Out>
+__device__ __forceinline__ NormRow<X, Delta, Out> RowOf(const Planned<RmsNormParams>& args,
+                                                        int64_t t) {
+  const RmsNormParams& p = args.p;
+  const Delta* delta = nullptr;
+  if constexpr (!std::is_void_v<Delta>) {
+    delta = static_cast<const Delta*>(p.delta) + t * p.delta_stride;
+  }
+  return {static_cast<X*>(p.x) + t * p.x_stride,       delta,    p.weight,
+          static_cast<Out*>(p.out) + t * p.out_stride, p.hidden, args.plan.whole};
+}
+
+template <typename X, typename Delta, typename Out>
+__global__ void __launch_bounds__(kNormThreads, 2)
+    RmsNormKernel(const __grid_constant__ Planned<RmsNormParams> args) {
+  const RmsNormParams& p = args.p;
+  const auto row = RowOf<X, Delta, Out>(args, device::BlockIdxX());
+  const int num_vectors = NumVectors(p.hidden);
+  const int step = device::BlockDim();
+  float held[kNormHeld][kRowVector] = {};
+#pragma unroll
+  for (int i = 0; i < kNormHeld; ++i) {
+    const int vector = device::ThreadIdx() + i * step;
+    if (vector < num_vectors) row.ReadSum(vector, held[i]);
+  }
+  float sum = 0;
+#pragma unroll
+  for (int i = 0; i < kNormHeld; ++i) {
+    const int vector = device::ThreadIdx() + i * step;
+    if (vector >= num_vectors) continue;
+    row.KeepSum(vector, held[i]);
+    sum = AddSquares(held[i], sum);
+  }
+  const int first_unheld = device::ThreadIdx() + kNormHeld * step;
+  for (int vector = first_unheld; vector < num_vectors; vector += step) {
+    float v[kRowVector];
+    row.ReadSum(vector, v);
+    row.KeepSum(vector, v);
+    sum = AddSquares(v, sum);
+  }
+  const float mean =
+      BlockSum(sum, device::SharedMemory<NormShared>()) / static_cast<float>(p.hidden);
+  const float factor = 1.0f / sqrtf(mean + p.eps);
+#pragma unroll
+  for (int i = 0; i < kNormHeld; ++i) {
+    const int vector = device::ThreadIdx() + i * step;
+    if (vector < num_vectors) row.Write(vector, factor, held[i]);
+  }
+  for (int vector = first_unheld; vector < num_vectors; vector += step) {
+    float v[kRowVector];
+    row.Read(vector, v);
+    row.Write(vector, factor, v);
+  }
+}
+
+// exp(-|z|) cannot overflow, where exp(-z) can.
+__device__ __forceinline__ float Silu(float z) {
+  const float e = expf(-fabsf(z));
+  return (z < 0 ? z * e : z) / (1.0f + e);
+}
+
+template <typename In, typename Out>
+__global__ void __launch_bounds__(kMostThreads)
+    SiluMulKernel(const __grid_constant__ Planned<SiluMulParams> args) {
+  const SiluMulParams& p = args.p;
+  const int64_t t = device::BlockIdxX();
+  const int vector = VectorIdx();
+  if (vector >= NumVectors(p.width)) return;
+  if (p.row_limit != nullptr && t >= *p.row_limit) return;
+  const In* row = static_cast<const In*>(p.gate_up) + t * p.in_stride;
+  float gate[kRowVector];
+  float up[kRowVector];
+  LoadVector(row, vector, p.width, args.plan.whole, gate);
+  LoadVector(row + p.width, vector, p.width, args.plan.whole, up);
+#pragma unroll
+  for (int i = 0; i < kRowVector; ++i) gate[i] = Silu(gate[i]) * up[i];
+  StoreVector(gate, vector, p.width, args.plan.whole, static_cast<Out*>(p.out) + t * p.out_stride);
+}
+
+// Rotates the four pairs of a vector. Cosines and sines are read as the vector's half.
+__device__ __forceinline__ void Rotate(const float* cos_sin, int d, int vector,
+                                       float (&v)[kRowVector]) {
+#pragma unroll
+  for (int i = 0; i < kRowVector / 2; ++i) {
+    const int pair = vector * (kRowVector / 2) + i;
+    if (pair >= d / 2) continue;
+    const float c = cos_sin[pair];
+    const float s = cos_sin[d / 2 + pair];
+    const float a = v[2 * i];
+    const float b = v[2 * i + 1];
+    v[2 * i] = device::Fma(a, c, -(b * s));
+    v[2 * i + 1] = device::Fma(a, s, b * c);
+  }
+}
+
+template <typename In, typename Out>
+__global__ void __launch_bounds__(kMostThreads)
+    RopeKernel(const __grid_constant__ Planned<RopeParams> args) {
+  const RopeParams& p = args.p;
+  const int64_t t = device::BlockIdxX();
+  const int vectors_per_head = NumVectors(p.d);
+  const int64_t head = VectorIdx() / vectors_per_head;
+  const int vector = VectorIdx() % vectors_per_head;
+  if (head >= p.num_heads) return;
+  const int32_t position = p.positions[t];
+  float v[kRowVector];
+  if (position >= 0 && position < p.max_positions) {
+    LoadVector(static_cast<const In*>(p.x) + t * p.x_stride + head * p.x_head_stride, vector, p.d,
+               args.plan.whole, v);
+    Rotate(p.cos_sin + static_cast<int64_t>(position) * p.d, p.d, vector, v);
+  } else {
+    FillNan(v);
+  }
+  StoreVector(v, vector, p.d, args.plan.whole,
+              static_cast<Out*>(p.out) + t * p.out_stride + head * p.out_head_stride);
+}
+
+template <typename Unit>
+__device__ __forceinline__ Unit AllOnes() {
+  if constexpr (sizeof(Unit) == 16) {
+    return make_uint4(~0u, ~0u, ~0u, ~0u);
+  } else {
+    return static_cast<Unit>(~0u);
+  }
+}
+
+// Width and strides count units, of 16 bytes or of one element. All ones is NaN in both types.
+template <typename Unit>
+__global__ void __launch_bounds__(kMostThreads)
+    GatherRowsKernel(const __grid_constant__ GatherRowsParams p) {
+  const int64_t i = device::BlockIdxX();
+  const int unit = VectorIdx();
+  if (unit >= p.width) return;
+  const int32_t from = p.row_idx[i];
+  const bool known = from >= 0 && from < p.num_source_rows;
+  static_cast<Unit*>(p.out)[i * p.out_stride + unit] =
+      known ? static_cast<const Unit*>(p.x)[from * p.x_stride + unit] : AllOnes<Unit>();
+}
+
+RowsPlan Spread(int num_vectors, bool whole) {
+  RowsPlan plan;
+  plan.threads = ThreadsForVectors(num_vectors, kMostThreads);
+  plan.blocks_per_row = (num_vectors + plan.threads - 1) / plan.threads;
+  plan.whole = whole;
+  return plan;
+}
+
+template <typename P, typename KernelArgs>
+cudaError_t LaunchRows(void (*kernel)(KernelArgs), const P& params, const RowsPlan& plan,
+                       int32_t num_rows, int smem_bytes, cudaStream_t stream) {
+  LaunchShape shape;
+  shape.grid = dim3(static_cast<unsigned>(num_rows), static_cast<unsigned>(plan.blocks_per_row));
+  shape.block = plan.threads;
+  shape.smem_bytes = smem_bytes;
+  return Launch(kernel, shape, stream, Planned<P>{params, plan});
+}
+
+using NormKernel = void (*)(const Planned<RmsNormParams>);
+
+template <typename Out>
+NormKernel PickNorm(const RmsNormParams& p) {
+  if (p.x_type == Element::kBF16) {
+    return p.delta == nullptr ? &RmsNormKernel<Bf16, void, Out> : nullptr;
+  }
+  if (p.x_type != Element::kF32) return nullptr;
+  if (p.delta == nullptr) return &RmsNormKernel<float, void, Out>;
+  if (p.delta_type == Element::kF32) return &RmsNormKernel<float, float, Out>;
+  if (p.delta_type == Element::kBF16) return &RmsNormKernel<float, Bf16, Out>;
+  return nullptr;
+}
+
+bool FloatOrBf16(Element a, Element b) { return a != Element::kF16 && b != Element::kF16; }
+
+}  // namespace
+
+RowsPlan ChooseEmbed(const EmbedParams& p) {
+  return Spread(NumVectors(p.hidden), RowsAllowVectors(p.table, p.table_stride, p.hidden) &&
+                                          RowsAllowVectors(p.out, p.out_stride, p.hidden));
+}
+
+RowsPlan ChooseRmsNorm(const RmsNormParams& p) {
+  RowsPlan plan;
+  plan.threads = ThreadsForVectors(NumVectors(p.hidden), kNormThreads);
+  plan.blocks_per_row = 1;
+  plan.whole = RowsAllowVectors(p.x, p.x_stride, p.hidden) &&
+               RowsAllowVectors(p.delta, p.delta == nullptr ? 0 : p.delta_stride, p.hidden) &&
+               RowsAllowVectors(p.out, p.out_stride, p.hidden) &&
+               RowsAllowVectors(p.weight, 0, p.hidden);
+  return plan;
+}
+
+RowsPlan ChooseSiluMul(const SiluMulParams& p) {
+  return Spread(NumVectors(p.width), RowsAllowVectors(p.gate_up, p.in_stride, p.width) &&
+                                         RowsAllowVectors(p.out, p.out_stride, p.width));
+}
+
+RowsPlan ChooseRope(const RopeParams& p) {
+  return Spread(
+      p.num_heads * NumVectors(p.d),
+      RowsAllowVectors(p.x, p.x_stride, p.d) && RowsAllowVectors(p.x, p.x_head_stride, p.d) &&
+          RowsAllowVectors(p.out, p.out_stride, p.d) &&
+          RowsAllowVectors(p.out, p.out_head_stride, p.d) && RowsAllowVectors(p.cos_sin, p.d, p.d));
+}
+
+RowsPlan ChooseGatherRows(const GatherRowsParams& p) {
+  const bool whole =
+      RowsAllowVectors(p.x, p.x_stride, p.width) && RowsAllowVectors(p.out, p.out_stride, p.width);
+  return Spread(whole ? p.width * ElementBytes(p.type) / 16 : p.width, whole);
+}
+
+cudaError_t LaunchEmbed(const EmbedParams& p, const DeviceFacts&, cudaStream_t stream) {
+  const auto kernel = p.table_type == Element::kF32   ? &EmbedKernel<float>
+                      : p.table_type == Element::kF16 ? &EmbedKernel<F16>
+                                                      : &EmbedKernel<Bf16>;
+  return LaunchRows(kernel, p, ChooseEmbed(p), p.num_tokens, 0, stream);
+}
+
+cudaError_t LaunchRmsNorm(const RmsNormParams& p, const DeviceFacts&, cudaStream_t stream) {
+  const NormKernel kernel = p.out_type == Element::kF32    ? PickNorm<float>(p)
+                            : p.out_type == Element::kBF16 ? PickNorm<Bf16>(p)
+                                                           : nullptr;
+  if (kernel == nullptr) return cudaErrorInvalidValue;
+  return LaunchRows(kernel, p, ChooseRmsNorm(p), p.num_tokens, sizeof(NormShared), stream);
+}
+
+cudaError_t LaunchSiluMul(const SiluMulParams& p, const DeviceFacts&, cudaStream_t stream) {
+  if (!FloatOrBf16(p.in_type, p.out_type)) return cudaErrorInvalidValue;
+  const bool from_f32 = p.in_type == Element::kF32;
+  const auto kernel = p.out_type == Element::kF32
+                          ? (from_f32 ? &SiluMulKernel<float, float> : &SiluMulKernel<Bf16, float>)
+                          : (from_f32 ? &SiluMulKernel<float, Bf16> : &SiluMulKernel<Bf16, Bf16>);
+  return LaunchRows(kernel, p, ChooseSiluMul(p), p.num_rows, 0, stream);
+}
+
+cudaError_t LaunchRope(const RopeParams& p, const DeviceFacts&, cudaStream_t stream) {
+  if (!FloatOrBf16(p.in_type, p.out_type)) return cudaErrorInvalidValue;
+  const bool from_f32 = p.in_type == Element::kF32;
+  const auto kernel = p.out_type == Element::kF32
+                          ? (from_f32 ? &RopeKernel<float, float> : &RopeKernel<Bf16, float>)
+                          : (from_f32 ? &RopeKernel<float, Bf16> : &RopeKernel<Bf16, Bf16>);
+  return LaunchRows(kernel, p, ChooseRope(p), p.num_tokens, 0, stream);
+}
+
+cudaError_t LaunchGatherRows(const GatherRowsParams& params, const DeviceFacts&,
+                             cudaStream_t stream) {
+  if (params.type == Element::kF16) return cudaErrorInvalidValue;
+  const RowsPlan plan = ChooseGatherRows(params);
+  GatherRowsParams p = params;
+  const int elements_per_unit = plan.whole ? 16 / ElementBytes(p.type) : 1;
+  p.width /= elements_per_unit;
+  p.x_stride /= elements_per_unit;
+  p.out_stride /= elements_per_unit;
+  LaunchShape shape;
+  shape.grid = dim3(static_cast<unsigned>(p.num_rows), static_cast<unsigned>(plan.blocks_per_row));
+  shape.block = plan.threads;
+  const auto kernel = plan.whole                ? &GatherRowsKernel<uint4>
+                      : p.type == Element::kF32 ? &GatherRowsKernel<uint32_t>
+                                                : &GatherRowsKernel<uint16_t>;
+  return Launch(kernel, shape, stream, p);
+}
+
+}  // namespace jevons::cuda
