@@ -11,9 +11,26 @@ jevons_check(check_format COMMAND ${CMAKE_SOURCE_DIR}/tools/format.sh --check)
 jevons_check(check_test_summary COMMAND ${CMAKE_SOURCE_DIR}/tools/test_summary_test.sh
                                         ${CMAKE_BINARY_DIR}/test_summary_scratch)
 
+# What nvcc made of the kernels: the build keeps it (tools/keep_kernels.sh). The target renews the table.
+if(JEVONS_CUDA)
+  find_program(JEVONS_PYTHON3 python3)
+  set(python ${JEVONS_PYTHON3})
+  if(NOT python)
+    set(python sh -c "echo 'skipped: needs python3' && exit 77")
+  endif()
+  get_property(kernels GLOBAL PROPERTY JEVONS_CUDA_KERNELS)
+  list(PREPEND kernels ${CMAKE_BINARY_DIR}/cuda/CMakeFiles/jevons_cuda.dir)
+  set(tools ${CMAKE_SOURCE_DIR}/tools)
+  jevons_check(check_kernel_resources COMMAND ${python} ${tools}/kernel_resources.py --check ${kernels})
+  jevons_check(check_kernel_sass COMMAND ${python} ${tools}/kernel_sass.py ${kernels})
+  jevons_check(check_kernel_tools COMMAND ${python} ${tools}/kernel_tools_test.py)
+  add_custom_target(kernel_resources COMMAND ${python} ${tools}/kernel_resources.py ${kernels}
+                                     DEPENDS jevons_cuda VERBATIM)
+endif()
+
 # A header with a source of its own is that source's first include (the layer check sees to it), so it compiles
 # alone. Each other header gets a source that includes nothing else.
-set(header_folders base ops cpu model scheduler engine tests/support)
+set(header_folders base ops cpu cuda model scheduler engine tests/support)
 if(JEVONS_SERVER)
   list(APPEND header_folders server client)
 endif()
@@ -35,7 +52,9 @@ foreach(folder IN LISTS header_folders)
   endforeach()
 endforeach()
 add_library(header_checks OBJECT ${header_check_sources})
-target_compile_options(header_checks PRIVATE -O0 -g0)
+target_compile_options(header_checks PRIVATE -O0 -g0 -Wno-unknown-pragmas)
+# Headers of cuda/ need CUDA's; the emulator's do.
+target_include_directories(header_checks BEFORE PRIVATE ${CMAKE_SOURCE_DIR}/tests/cuda_emu/include)
 target_compile_definitions(header_checks PRIVATE JEVONS_SOURCE_DIR="" JEVONS_SHARED_DIR="")
 target_link_libraries(header_checks PRIVATE jevons_base jevons_ops jevons_cpu jevons_model
                                             jevons_scheduler jevons_engine GTest::gtest)

@@ -5,6 +5,8 @@ set(CMAKE_CXX_STANDARD_REQUIRED ON)
 set(CMAKE_CXX_EXTENSIONS OFF)
 set(CMAKE_EXPORT_COMPILE_COMMANDS ON)
 set(CMAKE_POSITION_INDEPENDENT_CODE ON)
+# A static library waits for generated headers, not for the libraries that go with it.
+set(CMAKE_OPTIMIZE_DEPENDENCIES ON)
 
 if(NOT CMAKE_BUILD_TYPE)
   set(CMAKE_BUILD_TYPE RelWithDebInfo CACHE STRING "" FORCE)
@@ -31,21 +33,23 @@ endif()
 
 add_library(jevons_flags INTERFACE)
 target_include_directories(jevons_flags INTERFACE ${CMAKE_SOURCE_DIR})
-target_compile_options(jevons_flags INTERFACE -Wall -Wextra -Werror -Wno-unused-parameter)
 # No contraction of a * b + c: a twin and its fast version say themselves where they fuse.
-target_compile_options(jevons_flags INTERFACE -ffp-contract=off)
+target_compile_options(jevons_flags INTERFACE
+  $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Werror -Wno-unused-parameter -ffp-contract=off>)
 if(CMAKE_CXX_COMPILER_ID STREQUAL "Clang")
-  target_compile_options(jevons_flags INTERFACE -Wthread-safety)
+  target_compile_options(jevons_flags INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Wthread-safety>)
 endif()
 if(JEVONS_SANITIZE)
-  target_compile_options(jevons_flags INTERFACE -fsanitize=${JEVONS_SANITIZE} -fno-omit-frame-pointer)
+  target_compile_options(jevons_flags INTERFACE
+    $<$<COMPILE_LANGUAGE:CXX>:-fsanitize=${JEVONS_SANITIZE} -fno-omit-frame-pointer>)
   target_link_options(jevons_flags INTERFACE -fsanitize=${JEVONS_SANITIZE})
   if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
     # The instrumentation makes GCC see uninitialized values where there are none (std::variant).
-    target_compile_options(jevons_flags INTERFACE -Wno-maybe-uninitialized)
+    target_compile_options(jevons_flags INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Wno-maybe-uninitialized>)
   endif()
   if(JEVONS_SANITIZE MATCHES "address")
-    target_compile_options(jevons_flags INTERFACE -fsanitize=undefined -fno-sanitize-recover=undefined)
+    target_compile_options(jevons_flags INTERFACE
+      $<$<COMPILE_LANGUAGE:CXX>:-fsanitize=undefined -fno-sanitize-recover=undefined>)
     target_link_options(jevons_flags INTERFACE -fsanitize=undefined)
   endif()
 endif()

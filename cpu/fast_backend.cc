@@ -9,6 +9,7 @@
 #include "cpu/cpu_target.h"
 #include "cpu/cpu_weight.h"
 #include "cpu/huge_buffer.h"
+#include "cpu/reference_sample.h"
 #include "cpu/rows.h"
 #include "ops/validate.h"
 
@@ -140,6 +141,12 @@ absl::Status CpuBackend::ExpertDispatch(const ExpertDispatchArgs& args) {
 absl::Status CpuBackend::ExpertCombine(const ExpertCombineArgs& args) {
   RETURN_IF_ERROR(Validate(args));
   fast::ExpertCombine(args, pool_);
+  return absl::OkStatus();
+}
+
+absl::Status CpuBackend::SampleTokens(const SampleTokensArgs& args) {
+  RETURN_IF_ERROR(Validate(args));
+  reference::SampleTokens(args);
   return absl::OkStatus();
 }
 

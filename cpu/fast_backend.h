@@ -5,6 +5,7 @@
 #include <memory>
 #include <string>
 
+#include "cpu/available_memory.h"
 #include "cpu/cpu_backend.h"
 #include "cpu/gemm.h"
 #include "cpu/thread_pool.h"
@@ -20,6 +21,7 @@ class CpuBackend : public Backend {
 
   std::string Description() const override;
 
+  int64_t AvailableBytes() const override { return AvailableMemory(); }
   absl::StatusOr<std::unique_ptr<Buffer>> Allocate(int64_t bytes) override;
   absl::StatusOr<DeviceTensor> Upload(const TensorView& host) override;
   absl::Status Write(const TensorView& device, const TensorView& host) override;
@@ -39,6 +41,7 @@ class CpuBackend : public Backend {
   absl::Status RouteTopK(const RouteTopKArgs& args) override;
   absl::Status ExpertDispatch(const ExpertDispatchArgs& args) override;
   absl::Status ExpertCombine(const ExpertCombineArgs& args) override;
+  absl::Status SampleTokens(const SampleTokensArgs& args) override;
 
  private:
   ThreadPool pool_;

@@ -3,9 +3,11 @@
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
+#include "cpu/available_memory.h"
 #include "cpu/cpu_backend.h"
 #include "cpu/reference_mla.h"
 #include "cpu/reference_ops.h"
+#include "cpu/reference_sample.h"
 #include "ops/validate.h"
 
 namespace jevons {
@@ -58,6 +60,7 @@ class ReferenceBackend : public Backend {
  public:
   std::string Description() const override { return "reference (plain loops, fp64 sums)"; }
 
+  int64_t AvailableBytes() const override { return AvailableMemory(); }
   absl::StatusOr<std::unique_ptr<Buffer>> Allocate(int64_t bytes) override {
     if (bytes < 0) {
       return absl::InvalidArgumentError(
@@ -147,6 +150,9 @@ class ReferenceBackend : public Backend {
   }
   absl::Status ExpertCombine(const ExpertCombineArgs& args) override {
     return Checked(args, reference::ExpertCombine);
+  }
+  absl::Status SampleTokens(const SampleTokensArgs& args) override {
+    return Checked(args, reference::SampleTokens);
   }
 };
 

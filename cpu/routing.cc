@@ -74,14 +74,16 @@ void DropGroups(const RouteTopKArgs& args, RouteScratch& s) {
 
 void RouteRow(const RouteTopKArgs& args, int64_t t, RouteScratch& s) {
   const int64_t n = args.logits.dim(1);
-  const int64_t top_k = args.topk_idx.dim(1);
+  const int64_t top_k = args.topk_idx.dim(1) - args.num_fixed;
   int32_t* ids = args.topk_idx.row<int32_t>(t);
   float* weights = args.topk_weights.row<float>(t);
   if (args.num_rows.present() && t >= args.num_rows.ptr<int32_t>()[0]) {
-    std::fill_n(ids, top_k, -1);
-    std::fill_n(weights, top_k, 0.0f);
+    std::fill_n(ids, args.topk_idx.dim(1), -1);
+    std::fill_n(weights, args.topk_idx.dim(1), 0.0f);
     return;
   }
+  std::iota(ids + top_k, ids + top_k + args.num_fixed, static_cast<int32_t>(args.logits.dim(1)));
+  std::fill_n(weights + top_k, args.num_fixed, 1.0f);
   s.score.resize(n);
   const auto score = args.scoring == RouterScoring::kSoftmax ? Softmax : Sigmoid;
   score(args.logits.row<float>(t), n, s.score.data());

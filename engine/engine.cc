@@ -26,6 +26,7 @@ class EngineImpl : public Engine {
     RETURN_IF_ERROR(ValidateGeneration(request, model_.limits));
     auto stream = std::make_shared<TokenStream>(std::move(ready));
     MutexLock lock(&mutex_);
+    RETURN_IF_ERROR(failure_);
     if (draining_) return absl::UnavailableError("the server is shutting down");
     const int64_t waiting = static_cast<int64_t>(queue_.size()) + stats_.num_queued;
     if (waiting >= model_.options.max_queued_requests) {
@@ -69,6 +70,11 @@ class EngineImpl : public Engine {
     return stopped_ ? loop_.CheckIntegrity() : check_result_;
   }
 
+  absl::Status failure() const override {
+    MutexLock lock(&mutex_);
+    return failure_;
+  }
+
   const ModelConfig& config() const override { return model_.config; }
   const Tokenizer& tokenizer() const override { return *model_.tokenizer; }
   const ChatFormat& chat_format() const override { return *model_.chat_format; }
@@ -86,12 +92,23 @@ class EngineImpl : public Engine {
 
   // The engine thread.
   void Loop() {
-    while (TakeWork()) loop_.Step();
-    loop_.EndAll(absl::UnavailableError("the server is shutting down"));
+    while (loop_.failure().ok() && TakeWork()) loop_.Step();
+    if (!loop_.failure().ok()) Fail();
+    loop_.EndAll(loop_.failure().ok() ? absl::UnavailableError("the server is shutting down")
+                                      : loop_.failure());
     MutexLock lock(&mutex_);
     UpdateStats();
     stopped_ = true;
     changed_.NotifyAll();
+  }
+
+  // Refuses from now on, and admits what was queued so that it ends with the rest.
+  void Fail() {
+    LogError("device_failed", {{"error", loop_.failure().ToString()}});
+    MutexLock lock(&mutex_);
+    failure_ = loop_.failure();
+    for (QueuedRequest& queued : queue_) loop_.Admit(std::move(queued));
+    queue_.clear();
   }
 
   // Between two steps: publishes the numbers, waits while there is nothing to do, admits what was
@@ -126,6 +143,7 @@ class EngineImpl : public Engine {
   std::deque<QueuedRequest> queue_ ABSL_GUARDED_BY(mutex_);
   EngineStats stats_ ABSL_GUARDED_BY(mutex_);
   uint64_t last_id_ ABSL_GUARDED_BY(mutex_) = 0;
+  absl::Status failure_ ABSL_GUARDED_BY(mutex_);
   bool draining_ ABSL_GUARDED_BY(mutex_) = false;
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
   bool stopped_ ABSL_GUARDED_BY(mutex_) = false;

@@ -15,7 +15,8 @@
 
 namespace jevons {
 
-enum class BackendKind { kAuto, kCpu };
+// kAuto: CUDA where there is a device, else the CPU.
+enum class BackendKind { kAuto, kCpu, kCuda };
 
 struct EngineOptions {
   std::string model_folder;
@@ -27,7 +28,9 @@ struct EngineOptions {
   int32_t max_num_batched_tokens = 512;  // [max_num_seqs, 65536]
   int32_t max_prefill_chunk_tokens = 0;  // 0: no limit of its own
   int32_t max_model_len = 0;             // 0: what model and KV pool allow
-  int64_t kv_cache_tokens = 0;  // 0: max_num_seqs * max_model_len, at most a quarter of free memory
+  // 0: max_num_seqs * max_model_len, at most a quarter of free memory on the CPU, and on a device
+  // all that is left but a reserve.
+  int64_t kv_cache_tokens = 0;
   int32_t max_queued_requests = 1024;  // [1, 1000000]
 };
 
@@ -61,6 +64,10 @@ class Engine {
   // Takes no more requests, lets the accepted ones finish for at most `patience`, ends the rest
   // with UNAVAILABLE, and stops the thread. May be called again with no effect.
   virtual void Drain(absl::Duration patience) = 0;
+
+  // OK while the engine serves. Else why it does not any more: the device failed, every stream has
+  // ended with this status, and Submit returns it. The process should end and start anew.
+  virtual absl::Status failure() const = 0;
 
   virtual EngineStats stats() const = 0;
   // Blocks, scheduler and sequences agree; run on the engine thread between two steps.

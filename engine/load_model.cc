@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <filesystem>
-#include <fstream>
 #include <limits>
 #include <set>
 #include <string>
@@ -12,6 +11,7 @@
 #include "base/log.h"
 #include "base/strings.h"
 #include "cpu/cpu_backend.h"
+#include "cuda/cuda_backend.h"
 #include "engine/no_tokenizer.h"
 #include "model/tensor_specs.h"
 #include "scheduler/block_manager.h"
@@ -25,44 +25,31 @@ absl::Status CheckRange(absl::string_view flag, int64_t value, int64_t low, int6
       absl::StrCat(flag, " must be in [", low, ", ", high, "], given ", value));
 }
 
-absl::Status CheckOptions(const EngineOptions& o) {
-  constexpr int64_t kMax = std::numeric_limits<int32_t>::max();
-  RETURN_IF_ERROR(CheckRange("threads", o.num_threads, 0, 1024));
-  RETURN_IF_ERROR(CheckRange("max-num-seqs", o.max_num_seqs, 1, 1024));
-  RETURN_IF_ERROR(
-      CheckRange("max-num-batched-tokens", o.max_num_batched_tokens, o.max_num_seqs, 65536));
-  RETURN_IF_ERROR(CheckRange("max-prefill-chunk-tokens", o.max_prefill_chunk_tokens, 0, 65536));
-  RETURN_IF_ERROR(CheckRange("max-model-len", o.max_model_len, 0, kMax));
-  RETURN_IF_ERROR(CheckRange("kv-cache-tokens", o.kv_cache_tokens, 0, kMax));
-  return CheckRange("max-queued-requests", o.max_queued_requests, 1, 1'000'000);
+absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(const EngineOptions& options) {
+  const bool cuda = options.backend == BackendKind::kCuda ||
+                    (options.backend == BackendKind::kAuto && NumCudaDevices() > 0);
+  if (cuda) return CreateCudaBackend({});
+  ASSIGN_OR_RETURN(const CpuTarget target, ParseCpuTarget(options.cpu_target));
+  return CreateCpuBackend({.num_threads = options.num_threads, .target = target});
 }
 
-// MemAvailable, in bytes; 0 where the system does not say.
-int64_t AvailableMemory() {
-  std::ifstream in("/proc/meminfo");
-  std::string key;
-  int64_t kib = 0;
-  std::string unit;
-  while (in >> key >> kib) {
-    if (key == "MemAvailable:") return kib * 1024;
-    std::getline(in, unit);
-  }
-  return 0;
+// Bytes of the KV cache where the user named none; weights are loaded already.
+int64_t AffordableKvBytes(const ModelConfig& config, const Backend& backend,
+                          const EngineOptions& options) {
+  const int64_t available = backend.AvailableBytes();
+  if (backend.traits().host_memory) return available / 4;
+  return available - ReserveBytes(available) -
+         WorkspaceBytes(config, RunnerOptions(options, 0, 0), backend.traits());
 }
 
 // Fills max_model_len and kv_cache_tokens where they are 0, and the number of blocks.
-absl::Status ResolveMemory(const ModelConfig& config, DType kv_dtype, EngineOptions& options,
-                           int32_t& num_blocks) {
-  if (options.max_model_len > config.max_position_embeddings) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("max-model-len must be at most the model's max_position_embeddings, ",
-                     config.max_position_embeddings, ", given ", options.max_model_len));
-  }
+absl::Status ResolveMemory(const ModelConfig& config, const Backend& backend,
+                           EngineOptions& options, int32_t& num_blocks) {
   const bool len_given = options.max_model_len > 0;
-  if (!len_given) options.max_model_len = config.max_position_embeddings;
+  RETURN_IF_ERROR(ResolveModelLen(config, options));
   if (options.kv_cache_tokens == 0) {
-    const int64_t bytes_per_token = KvBytesPerToken(KvLayers(config, kv_dtype));
-    const int64_t affordable = AvailableMemory() / 4 / bytes_per_token;
+    const int64_t bytes_per_token = KvBytesPerToken(KvLayers(config, backend.traits().kv_cache));
+    const int64_t affordable = AffordableKvBytes(config, backend, options) / bytes_per_token;
     const int64_t useful = int64_t{options.max_num_seqs} * options.max_model_len;
     options.kv_cache_tokens = std::clamp<int64_t>(std::min(affordable, useful), kKvBlockTokens,
                                                   std::numeric_limits<int32_t>::max() / 2);
@@ -82,6 +69,41 @@ std::vector<int32_t> EndIds(const ModelConfig& config, const ChatFormat& chat_fo
 }
 
 }  // namespace
+
+absl::Status CheckOptions(const EngineOptions& o) {
+  constexpr int64_t kMax = std::numeric_limits<int32_t>::max();
+  RETURN_IF_ERROR(CheckRange("threads", o.num_threads, 0, 1024));
+  RETURN_IF_ERROR(CheckRange("max-num-seqs", o.max_num_seqs, 1, 1024));
+  RETURN_IF_ERROR(
+      CheckRange("max-num-batched-tokens", o.max_num_batched_tokens, o.max_num_seqs, 65536));
+  RETURN_IF_ERROR(CheckRange("max-prefill-chunk-tokens", o.max_prefill_chunk_tokens, 0, 65536));
+  RETURN_IF_ERROR(CheckRange("max-model-len", o.max_model_len, 0, kMax));
+  RETURN_IF_ERROR(CheckRange("kv-cache-tokens", o.kv_cache_tokens, 0, kMax));
+  return CheckRange("max-queued-requests", o.max_queued_requests, 1, 1'000'000);
+}
+
+absl::Status ResolveModelLen(const ModelConfig& config, EngineOptions& options) {
+  if (options.max_model_len > config.max_position_embeddings) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("max-model-len must be at most the model's max_position_embeddings, ",
+                     config.max_position_embeddings, ", given ", options.max_model_len));
+  }
+  if (options.max_model_len == 0) options.max_model_len = config.max_position_embeddings;
+  return absl::OkStatus();
+}
+
+ModelRunnerOptions RunnerOptions(const EngineOptions& options, int32_t num_blocks,
+                                 int32_t num_valid_ids) {
+  return {.max_tokens = options.max_num_batched_tokens,
+          .max_num_seqs = options.max_num_seqs,
+          .max_positions = options.max_model_len,
+          .max_logits_rows = std::min(kMaxLogitsRows, options.max_num_batched_tokens),
+          .num_valid_ids = num_valid_ids,
+          .num_blocks = num_blocks,
+          .block_tokens = kKvBlockTokens};
+}
+
+int64_t ReserveBytes(int64_t free_bytes) { return std::max<int64_t>(free_bytes, 0) / 16; }
 
 absl::StatusOr<LoadedModel> LoadModel(const EngineOptions& options) {
   RETURN_IF_ERROR(CheckOptions(options));
@@ -124,25 +146,19 @@ absl::StatusOr<LoadedModel> LoadModel(const EngineOptions& options, const ModelC
   out.chat_format = chat_format ? std::move(chat_format) : std::make_unique<NoChatFormat>();
   out.end_ids = EndIds(config, *out.chat_format);
   if (out.options.num_threads == 0) out.options.num_threads = UsableCpus();
-  ASSIGN_OR_RETURN(const CpuTarget target, ParseCpuTarget(options.cpu_target));
-  ASSIGN_OR_RETURN(out.backend,
-                   CreateCpuBackend({.num_threads = out.options.num_threads, .target = target}));
+  ASSIGN_OR_RETURN(out.backend, MakeBackend(out.options));
   const absl::Time start = absl::Now();
   ASSIGN_OR_RETURN(ModelWeights weights, LoadModelWeights(config, checkpoint, *out.backend));
   LogInfo("weights_loaded",
           {{"gigabytes", absl::StrFormat("%.2f", static_cast<double>(weights.matrix_bytes) / 1e9)},
            {"seconds", absl::StrFormat("%.1f", absl::ToDoubleSeconds(absl::Now() - start))}});
-  RETURN_IF_ERROR(ResolveMemory(config, out.backend->traits().kv_cache, out.options, out.num_blocks));
-  ASSIGN_OR_RETURN(out.runner,
-                   ModelRunner::Create(config, std::move(weights), out.backend.get(),
-                                       {.max_tokens = out.options.max_num_batched_tokens,
-                                        .max_num_seqs = out.options.max_num_seqs,
-                                        .max_positions = out.options.max_model_len,
-                                        .max_logits_rows = kMaxLogitsRows,
-                                        .num_blocks = out.num_blocks,
-                                        .block_tokens = kKvBlockTokens}));
   out.limits.vocab_size = config.vocab_size;
   out.limits.num_tokens = std::min(config.vocab_size, out.tokenizer->num_tokens());
+  RETURN_IF_ERROR(ResolveMemory(config, *out.backend, out.options, out.num_blocks));
+  ASSIGN_OR_RETURN(out.runner, ModelRunner::Create(config, std::move(weights), out.backend.get(),
+                                                   RunnerOptions(out.options, out.num_blocks,
+                                                                 out.limits.num_tokens)));
+  RETURN_IF_ERROR(out.runner->WarmUp());
   out.limits.max_model_len = out.options.max_model_len;
   out.limits.kv_cache_tokens = out.options.kv_cache_tokens;
   return out;

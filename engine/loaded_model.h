@@ -36,6 +36,15 @@ absl::StatusOr<LoadedModel> LoadModel(const EngineOptions& options, const ModelC
                                       std::unique_ptr<Tokenizer> tokenizer,
                                       std::unique_ptr<ChatFormat> chat_format);
 
+// Each option within its range.
+absl::Status CheckOptions(const EngineOptions& options);
+// Fills max_model_len where it is 0; INVALID_ARGUMENT beyond what the model's positions allow.
+absl::Status ResolveModelLen(const ModelConfig& config, EngineOptions& options);
+ModelRunnerOptions RunnerOptions(const EngineOptions& options, int32_t num_blocks,
+                                 int32_t num_valid_ids);
+// Of a device's memory beside the weights: for the driver, recorded steps and small tables.
+int64_t ReserveBytes(int64_t free_bytes);
+
 // Engine::Create for a model that is loaded already.
 std::unique_ptr<Engine> StartEngine(LoadedModel model, const Clock* clock);
 

@@ -67,7 +67,11 @@ void StepLoop::Step() {
   const absl::Status run = Run(batch);
   if (!run.ok()) {
     LogError("step_failed", {{"error", run.ToString()}, {"tokens", batch.num_tokens()}});
-    std::fill(failed_.begin(), failed_.end(), run);
+    // What a device that failed still holds is not known: nothing goes on with it.
+    if (run.code() == absl::StatusCode::kInternal) {
+      failure_ = absl::UnavailableError(absl::StrCat("the device failed: ", run.message()));
+    }
+    std::fill(failed_.begin(), failed_.end(), failure_.ok() ? run : failure_);
     sampled_.assign(std::count_if(batch.entries.begin(), batch.entries.end(),
                                   [](const BatchEntry& e) { return e.samples; }),
                     Scheduler::kSkip);
@@ -107,9 +111,8 @@ absl::Status StepLoop::Run(const Batch& batch) {
   CollectRows(batch);
   for (size_t begin = 0; begin < rows_.size(); begin += kMaxLogitsRows) {
     const size_t end = std::min<size_t>(begin + kMaxLogitsRows, rows_.size());
-    ASSIGN_OR_RETURN(const TensorView logits,
-                     model_->runner->Logits(std::span(rows_).subspan(begin, end - begin)));
-    UseLogits(batch, logits, begin, end);
+    RETURN_IF_ERROR(model_->runner->samples() ? UseDeviceLogits(batch, begin, end)
+                                              : UseHostLogits(batch, begin, end));
   }
   return absl::OkStatus();
 }
@@ -136,39 +139,77 @@ void StepLoop::CollectRows(const Batch& batch) {
   }
 }
 
-void StepLoop::UseLogits(const Batch& batch, const TensorView& logits, size_t begin, size_t end) {
+absl::Status StepLoop::UseHostLogits(const Batch& batch, size_t begin, size_t end) {
+  ASSIGN_OR_RETURN(const TensorView logits,
+                   model_->runner->Logits(std::span(rows_).subspan(begin, end - begin)));
   for (size_t i = begin; i < end; ++i) {
     const WantedRow& wanted = wanted_[i];
     Active& active = ActiveOf(batch.entries[wanted.entry_idx]);
     const std::span<const float> row(logits.row<float>(static_cast<int64_t>(i - begin)),
                                      static_cast<size_t>(logits.dim(1)));
-    const int32_t next = wanted.position + 1;
-    if (next == active.sequence.num_tokens()) {
-      Sample(active, row, wanted.entry_idx);
+    if (!IsSampled(active, wanted)) {
+      const int32_t next_id = active.sequence.token_ids[wanted.position + 1];
+      PushPromptLogprobs(active, wanted.position,
+                         ComputeLogprobs(row, next_id, active.request.num_prompt_logprobs));
       continue;
     }
-    StreamDelta delta;
-    delta.channel = active.output.channel();
-    delta.prompt_logprobs.push_back(
-        ComputeLogprobs(row, active.sequence.token_ids[next], active.request.num_prompt_logprobs));
-    active.stream->Push(std::move(delta));
-    active.num_prompt_scored = next;
+    const auto token = SampleToken(row, model_->limits.num_tokens, active.request.sampling,
+                                   active.sequence.num_new_tokens());
+    TakeToken(active, token, wanted.entry_idx);
+    if (token.ok() && active.request.num_logprobs >= 0) {
+      logprobs_[wanted.entry_idx].push_back(
+          ComputeLogprobs(row, *token, active.request.num_logprobs));
+    }
   }
+  return absl::OkStatus();
 }
 
-void StepLoop::Sample(Active& active, std::span<const float> logits, int32_t entry_idx) {
-  const auto token = SampleToken(logits, model_->limits.num_tokens, active.request.sampling,
-                                 active.sequence.num_new_tokens());
+absl::Status StepLoop::UseDeviceLogits(const Batch& batch, size_t begin, size_t end) {
+  sample_requests_.clear();
+  for (size_t i = begin; i < end; ++i) {
+    const WantedRow& wanted = wanted_[i];
+    const Active& active = ActiveOf(batch.entries[wanted.entry_idx]);
+    SampleRequest& request = sample_requests_.emplace_back();
+    request.params = &active.request.sampling;
+    if (IsSampled(active, wanted)) {
+      request.token_idx = active.sequence.num_new_tokens();
+      request.num_top = active.request.num_logprobs;
+    } else {
+      request.score_id = active.sequence.token_ids[wanted.position + 1];
+      request.num_top = active.request.num_prompt_logprobs;
+    }
+  }
+  ASSIGN_OR_RETURN(
+      const std::span<const SampleResult> results,
+      model_->runner->Sample(std::span(rows_).subspan(begin, end - begin), sample_requests_));
+  for (size_t i = begin; i < end; ++i) {
+    const WantedRow& wanted = wanted_[i];
+    Active& active = ActiveOf(batch.entries[wanted.entry_idx]);
+    const SampleResult& result = results[i - begin];
+    if (!IsSampled(active, wanted)) {
+      PushPromptLogprobs(active, wanted.position, result);
+    } else if (result.chosen.id < 0) {
+      TakeToken(active, NotFinite(active.sequence.num_new_tokens()), wanted.entry_idx);
+    } else {
+      TakeToken(active, result.chosen.id, wanted.entry_idx);
+      if (active.request.num_logprobs >= 0) logprobs_[wanted.entry_idx].push_back(result);
+    }
+  }
+  return absl::OkStatus();
+}
+
+void StepLoop::TakeToken(Active& active, absl::StatusOr<int32_t> token, int32_t entry_idx) {
   logprobs_[entry_idx].clear();
-  if (!token.ok()) {
-    failed_[entry_idx] = token.status();
-    sampled_.push_back(Scheduler::kSkip);
-    return;
-  }
-  sampled_.push_back(*token);
-  if (active.request.num_logprobs >= 0) {
-    logprobs_[entry_idx].push_back(ComputeLogprobs(logits, *token, active.request.num_logprobs));
-  }
+  sampled_.push_back(token.ok() ? *token : Scheduler::kSkip);
+  if (!token.ok()) failed_[entry_idx] = token.status();
+}
+
+void StepLoop::PushPromptLogprobs(Active& active, int32_t position, Logprobs logprobs) {
+  StreamDelta delta;
+  delta.channel = active.output.channel();
+  delta.prompt_logprobs.push_back(std::move(logprobs));
+  active.stream->Push(std::move(delta));
+  active.num_prompt_scored = position + 1;
 }
 
 void StepLoop::Emit(const Batch& batch) {

@@ -33,6 +33,9 @@ class StepLoop {
   // tokens are pushed.
   void Step();
 
+  // OK, or UNAVAILABLE once the device has failed in a step: no further step makes sense.
+  const absl::Status& failure() const { return failure_; }
+
   // Ends every sequence with this status.
   void EndAll(const absl::Status& status);
 
@@ -61,9 +64,14 @@ class StepLoop {
   void DropCancelledAndExpired();
   absl::Status Run(const Batch& batch);
   void CollectRows(const Batch& batch);
-  // Samples and scores from the logits of wanted_[begin, end).
-  void UseLogits(const Batch& batch, const TensorView& logits, size_t begin, size_t end);
-  void Sample(Active& active, std::span<const float> logits, int32_t entry_idx);
+  // Samples and scores for wanted_[begin, end): from logits on the host, or on the device.
+  absl::Status UseHostLogits(const Batch& batch, size_t begin, size_t end);
+  absl::Status UseDeviceLogits(const Batch& batch, size_t begin, size_t end);
+  bool IsSampled(const Active& active, const WantedRow& wanted) const {
+    return wanted.position + 1 == active.sequence.num_tokens();
+  }
+  void TakeToken(Active& active, absl::StatusOr<int32_t> token, int32_t entry_idx);
+  void PushPromptLogprobs(Active& active, int32_t position, Logprobs logprobs);
   void Emit(const Batch& batch);
   void End(Active& active, FinishReason reason, absl::Status error);
   Active& ActiveOf(const BatchEntry& entry) { return *active_.at(entry.sequence); }
@@ -77,11 +85,13 @@ class StepLoop {
   // Of the step in work.
   std::vector<WantedRow> wanted_;
   std::vector<int32_t> rows_;
+  std::vector<SampleRequest> sample_requests_;
   std::vector<int32_t> sampled_;                 // by entry that samples
   std::vector<absl::Status> failed_;             // by entry
   std::vector<std::vector<Logprobs>> logprobs_;  // by entry, of the sampled token
   std::vector<Active*> ending_;
 
+  absl::Status failure_;
   int64_t num_steps_ = 0;
   int64_t num_prompt_tokens_ = 0;
   int64_t num_new_tokens_ = 0;

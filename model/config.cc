@@ -231,6 +231,7 @@ absl::StatusOr<ModelConfig> ParseModelConfig(std::string_view config_json,
   config.bos_token_id = reader.Int("bos_token_id", {0, max_token_id}, -1);
   config.eos_token_ids = reader.IntList("eos_token_id", {0, max_token_id});
   CheckQuantization(&reader);
+  config.stores_fp8 = reader.Get("quantization_config") != nullptr;
   CheckFixedKeys(&reader);
   if (problems.missing.empty() && problems.wrong.empty() && config.n_routed_experts > 0) {
     CheckExperts(config, &reader);

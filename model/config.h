@@ -64,6 +64,8 @@ struct ModelConfig {
   double default_top_p = -1;
   int32_t default_top_k = -1;
 
+  bool stores_fp8 = false;  // linear layers as f8_e4m3 with scales of 128 x 128 blocks
+
   int32_t qk_head_dim() const { return qk_nope_head_dim + qk_rope_head_dim; }
   // Values that one token keeps in the cache in one layer.
   int32_t kv_entry_dim() const { return kv_lora_rank + qk_rope_head_dim; }

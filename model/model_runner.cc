@@ -7,14 +7,31 @@
 namespace jevons {
 namespace {
 
-// Keys of RunStep: a step's is its number of rows, that of a Logits call its number of rows and this.
+// Keys of RunStep: a step's is its number of rows, that of a Logits or Sample call its number of rows
+// and this.
 constexpr int64_t kLogitsKey = int64_t{1} << 32;
+constexpr int64_t kSampleKey = int64_t{2} << 32;
 
 // HFr builds the latent norms with the default epsilon, not with rms_norm_eps.
 constexpr float kLatentNormEps = 1e-6f;
 
-int64_t MaxSequenceBlocks(const ModelRunnerOptions& options) {
-  return (options.max_positions + options.block_tokens - 1) / options.block_tokens;
+// Sizes of recorded steps: powers of two up to 8, then eighths of a power of two, so that padding is
+// at most an eighth; from 1024 on multiples of 128.
+int64_t PaddedSize(int64_t num_rows) {
+  int64_t unit = 1;
+  if (num_rows <= 8) {
+    while (unit < num_rows) unit *= 2;
+    return unit;
+  }
+  while (num_rows > 16 * unit && unit < 128) unit *= 2;
+  return (num_rows + unit - 1) / unit * unit;
+}
+
+// The largest size below `size`; 0 at the end.
+int64_t PaddedBelow(int64_t size) {
+  int64_t below = size - 1;
+  while (below > 0 && PaddedSize(below) >= size) --below;
+  return below > 0 ? PaddedSize(below) : 0;
 }
 
 RouteTopKArgs RouterRule(const ModelConfig& config) {
@@ -55,75 +72,28 @@ absl::StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::Create(
                    KvCache::Create(*backend, KvLayers(config, backend->traits().kv_cache),
                                    options.num_blocks, options.block_tokens));
   RETURN_IF_ERROR(runner->Allocate());
+  if (backend->traits().samples) {
+    const int32_t num_valid = options.num_valid_ids > 0 ? options.num_valid_ids : config.vocab_size;
+    ASSIGN_OR_RETURN(runner->sampler_,
+                     DeviceSampler::Create(backend, options.max_logits_rows, num_valid));
+  }
   return runner;
 }
 
-absl::Status ModelRunner::AddTensor(DeviceTensor& out, DType dtype,
-                                    std::initializer_list<int64_t> shape) {
-  out.view = TensorView(nullptr, dtype, shape);
-  const int64_t bytes = out.view.num_elements() * DTypeBytes(dtype);
-  ASSIGN_OR_RETURN(out.buffer, backend_->Allocate(bytes));
-  out.view.data = out.buffer->data();
-  return absl::OkStatus();
-}
-
 absl::Status ModelRunner::Allocate() {
-  const ModelConfig& c = config_;
-  const DType act = backend_->traits().activation;
-  const int64_t t = options_.max_tokens;
-  const int64_t heads = c.num_attention_heads;
-  const int64_t q_dim = heads * c.qk_head_dim();
-  const int64_t qkv_dim = (c.q_lora_rank ? c.q_lora_rank : q_dim) + c.kv_entry_dim();
-  const int64_t shared_dim = int64_t{c.n_shared_experts} * c.moe_intermediate_size;
-  const int64_t mlp_dim = std::max<int64_t>(c.intermediate_size, shared_dim);
-  constexpr DType kF32 = DType::kF32;
-  RETURN_IF_ERROR(AddTensor(work_.x, kF32, {t, c.hidden_size}));
-  RETURN_IF_ERROR(AddTensor(work_.norm, act, {t, c.hidden_size}));
-  RETURN_IF_ERROR(AddTensor(work_.delta, kF32, {t, c.hidden_size}));
-  RETURN_IF_ERROR(AddTensor(work_.qkv, act, {t, qkv_dim}));
-  if (c.q_lora_rank) {
-    RETURN_IF_ERROR(AddTensor(work_.q_a, act, {t, c.q_lora_rank}));
-    RETURN_IF_ERROR(AddTensor(work_.q, act, {t, q_dim}));
+  const BackendTraits traits = backend_->traits();
+  for (const PlannedTensor& planned : PlanWorkspace(config_, options_, traits, work_)) {
+    TensorView& view = planned.tensor->view;
+    view = planned.width > 0 ? TensorView(nullptr, planned.dtype, {planned.num_rows, planned.width})
+                             : TensorView(nullptr, planned.dtype, {planned.num_rows});
+    ASSIGN_OR_RETURN(planned.tensor->buffer,
+                     backend_->Allocate(view.num_elements() * DTypeBytes(view.dtype)));
+    view.data = planned.tensor->buffer->data();
   }
-  RETURN_IF_ERROR(AddTensor(work_.q_latent, act, {t, heads, c.kv_entry_dim()}));
-  RETURN_IF_ERROR(AddTensor(work_.attended, act, {t, heads, c.kv_lora_rank}));
-  RETURN_IF_ERROR(AddTensor(work_.values, act, {t, heads * c.v_head_dim}));
-  if (!backend_->traits().fuses_gated_up) {
-    RETURN_IF_ERROR(AddTensor(work_.gate_up, kF32, {t, 2 * mlp_dim}));
-  }
-  RETURN_IF_ERROR(AddTensor(work_.act, act, {t, mlp_dim}));
-  if (c.n_routed_experts > 0) RETURN_IF_ERROR(AllocateMoe());
-  RETURN_IF_ERROR(AddTensor(work_.row_idx, DType::kI32, {options_.max_logits_rows}));
-  RETURN_IF_ERROR(AddTensor(work_.hidden, act, {options_.max_logits_rows, c.hidden_size}));
-  RETURN_IF_ERROR(AddTensor(work_.logits, kF32, {options_.max_logits_rows, c.vocab_size}));
+  host_arrays_.resize(work_.step_arrays.view.num_elements());
   host_rows_.resize(options_.max_logits_rows);
-  if (!backend_->traits().host_memory) host_logits_.resize(work_.logits.view.num_elements());
-  const int64_t seqs = options_.max_num_seqs;
-  host_arrays_.resize(t * (sizeof(int64_t) + 2 * sizeof(int32_t)) +
-                      (2 * seqs + 1 + seqs * MaxSequenceBlocks(options_)) * sizeof(int32_t));
-  return AddTensor(step_arrays_, DType::kU8, {static_cast<int64_t>(host_arrays_.size())});
-}
-
-absl::Status ModelRunner::AllocateMoe() {
-  const DType act = backend_->traits().activation;
-  const int64_t t = options_.max_tokens;
-  const int64_t k = config_.num_experts_per_tok;
-  const int64_t m = config_.moe_intermediate_size;
-  const int64_t experts = config_.n_routed_experts;
-  constexpr DType kF32 = DType::kF32;
-  constexpr DType kI32 = DType::kI32;
-  RETURN_IF_ERROR(AddTensor(work_.shared, kF32, {t, config_.hidden_size}));
-  RETURN_IF_ERROR(AddTensor(work_.router_logits, kF32, {t, experts}));
-  RETURN_IF_ERROR(AddTensor(work_.topk_idx, kI32, {t, k}));
-  RETURN_IF_ERROR(AddTensor(work_.topk_weights, kF32, {t, k}));
-  RETURN_IF_ERROR(AddTensor(work_.cu_rows, kI32, {experts + 1}));
-  RETURN_IF_ERROR(AddTensor(work_.row_token, kI32, {t * k}));
-  RETURN_IF_ERROR(AddTensor(work_.token_row, kI32, {t, k}));
-  if (!backend_->traits().fuses_gated_up) {
-    RETURN_IF_ERROR(AddTensor(work_.expert_gate_up, kF32, {t * k, 2 * m}));
-  }
-  RETURN_IF_ERROR(AddTensor(work_.expert_act, act, {t * k, m}));
-  return AddTensor(work_.expert_out, act, {t * k, config_.hidden_size});
+  if (!traits.host_memory) host_logits_.resize(work_.logits.view.num_elements());
+  return absl::OkStatus();
 }
 
 absl::Status ModelRunner::CheckStep(const StepInput& input) const {
@@ -136,31 +106,29 @@ absl::Status ModelRunner::CheckStep(const StepInput& input) const {
       check("tokens", static_cast<int64_t>(input.token_ids.size()), options_.max_tokens));
   RETURN_IF_ERROR(
       check("sequences", static_cast<int64_t>(input.context_lens.size()), options_.max_num_seqs));
-  return check("blocks a sequence", input.max_blocks, MaxSequenceBlocks(options_));
+  return check("blocks a sequence", input.max_blocks, options_.max_sequence_blocks());
 }
 
 int64_t ModelRunner::Padded(int64_t num_rows, int64_t max_rows) const {
   if (!backend_->traits().records_steps) return num_rows;
-  int64_t step = 1;
-  while (step < num_rows && step < 8) step *= 2;
-  while (num_rows > 8 * step && step < 128) step *= 2;
-  return std::min((num_rows + step - 1) / step * step, max_rows);
+  return std::min(PaddedSize(num_rows), max_rows);
 }
 
-absl::StatusOr<ModelRunner::Step> ModelRunner::WriteStep(const StepInput& input) {
+absl::StatusOr<ModelRunner::Step> ModelRunner::WriteStep(const StepInput& input,
+                                                         int64_t num_tokens) {
   const int64_t used = static_cast<int64_t>(input.token_ids.size());
   const int64_t num_seqs = static_cast<int64_t>(input.context_lens.size());
   const bool pads = backend_->traits().records_steps;
   Step step;
-  step.num_tokens = Padded(used, options_.max_tokens);
+  step.num_tokens = num_tokens;
   const int64_t seqs = pads ? options_.max_num_seqs : num_seqs;
-  const int64_t width = MaxSequenceBlocks(options_);
+  const int64_t width = options_.max_sequence_blocks();
   // The places depend on the padded sizes alone.
   int64_t offset = 0;
   const auto place = [&](DType dtype, std::initializer_list<int64_t> shape, auto* from,
                          int64_t count, auto padding) {
     using T = std::decay_t<decltype(*from)>;
-    TensorView view(step_arrays_.view.ptr<uint8_t>() + offset, dtype, shape);
+    TensorView view(work_.step_arrays.view.ptr<uint8_t>() + offset, dtype, shape);
     T* to = reinterpret_cast<T*>(host_arrays_.data() + offset);
     std::copy_n(from, count, to);
     std::fill(to + count, to + view.num_elements(), static_cast<T>(padding));
@@ -174,13 +142,13 @@ absl::StatusOr<ModelRunner::Step> ModelRunner::WriteStep(const StepInput& input)
   step.cu_seqlens_q = place(DType::kI32, {seqs + 1}, input.cu_seqlens_q.data(), num_seqs + 1, used);
   step.context_lens = place(DType::kI32, {seqs}, input.context_lens.data(), num_seqs, 0);
   step.block_tables =
-      TensorView(step_arrays_.view.ptr<uint8_t>() + offset, DType::kI32, {seqs, width});
+      TensorView(work_.step_arrays.view.ptr<uint8_t>() + offset, DType::kI32, {seqs, width});
   for (int64_t s = 0; s < num_seqs; ++s) {
     std::copy_n(input.block_tables.data() + s * input.max_blocks, input.max_blocks,
                 reinterpret_cast<int32_t*>(host_arrays_.data() + offset) + s * width);
   }
   offset += num_seqs * width * static_cast<int64_t>(sizeof(int32_t));
-  RETURN_IF_ERROR(backend_->Write(step_arrays_.view.Slice(0, offset),
+  RETURN_IF_ERROR(backend_->Write(work_.step_arrays.view.Slice(0, offset),
                                   TensorView(host_arrays_.data(), DType::kU8, {offset})));
   return step;
 }
@@ -189,8 +157,29 @@ absl::Status ModelRunner::Run(const StepInput& input) {
   RETURN_IF_ERROR(CheckStep(input));
   last_num_tokens_ = static_cast<int64_t>(input.token_ids.size());
   if (last_num_tokens_ == 0) return absl::OkStatus();
-  ASSIGN_OR_RETURN(const Step step, WriteStep(input));
+  ASSIGN_OR_RETURN(const Step step,
+                   WriteStep(input, Padded(last_num_tokens_, options_.max_tokens)));
   return backend_->RunStep(step.num_tokens, [&] { return Layers(step); });
+}
+
+absl::Status ModelRunner::WarmUp() {
+  if (!backend_->traits().records_steps) return absl::OkStatus();
+  const std::vector<int32_t> no_queries = {0};
+  // Once for the memory, once for the recording.
+  for (int pass = 0; pass < 2; ++pass) {
+    for (int64_t t = options_.max_tokens; t > 0; t = PaddedBelow(t)) {
+      ASSIGN_OR_RETURN(const Step step, WriteStep({.cu_seqlens_q = no_queries}, t));
+      RETURN_IF_ERROR(backend_->RunStep(t, [&] { return Layers(step); }));
+    }
+    for (int64_t n = options_.max_logits_rows; n > 0 && samples(); n = PaddedBelow(n)) {
+      std::fill_n(host_rows_.begin(), n, 0);
+      RETURN_IF_ERROR(backend_->Write(work_.row_idx.view.Slice(0, n),
+                                      TensorView(host_rows_.data(), DType::kI32, {n})));
+      RETURN_IF_ERROR(sampler_->Write({}, n));
+      RETURN_IF_ERROR(ComputeSamples(n));
+    }
+  }
+  return absl::OkStatus();
 }
 
 absl::Status ModelRunner::Layers(const Step& step) {
@@ -247,14 +236,14 @@ absl::Status ModelRunner::Attention(int32_t layer_idx, const Step& step) {
                                         .slot_mapping = step.slot_mapping,
                                         .cache = cache_.layer(layer_idx)}));
   const TensorView q_heads = q.SplitLast(nope + rope);
-  const TensorView q_latent = work_.q_latent.view.Slice(0, t);
+  const TensorView q_latent = work_.q_latent.view.Slice(0, t).SplitLast(r + rope);
   RETURN_IF_ERROR(backend_->HeadLinear(
       {.x = q_heads.Columns(0, nope), .weight = w.uk.get(), .out = q_latent.Columns(0, r)}));
   RETURN_IF_ERROR(backend_->Rope({.x = q_heads.Columns(nope, rope),
                                   .positions = step.positions,
                                   .cos_sin = cos_sin_.view,
                                   .out = q_latent.Columns(r, rope)}));
-  const TensorView attended = work_.attended.view.Slice(0, t);
+  const TensorView attended = work_.attended.view.Slice(0, t).SplitLast(r);
   RETURN_IF_ERROR(backend_->MlaAttention({.q = q_latent,
                                           .cache = cache_.layer(layer_idx),
                                           .block_tables = step.block_tables,
@@ -293,19 +282,18 @@ absl::Status ModelRunner::Moe(const MoeWeights& moe, const Step& step) {
   RouteTopKArgs route = RouterRule(config_);
   route.logits = work_.router_logits.view.Slice(0, num_tokens);
   route.bias = moe.router_bias.view;
+  route.num_fixed = NumGroupedSharedExperts(config_, backend_->traits());
   // Rows of padding must not call experts.
   route.num_rows = step.cu_seqlens_q.Slice(step.cu_seqlens_q.dim(0) - 1, 1);
   route.topk_idx = work_.topk_idx.view.Slice(0, num_tokens);
   route.topk_weights = work_.topk_weights.view.Slice(0, num_tokens);
   RETURN_IF_ERROR(
       backend_->Linear({.x = norm, .weight = moe.router.get(), .bias = {}, .out = route.logits}));
-  RETURN_IF_ERROR(backend_->RouteTopK(route));
-
-  const int64_t num_rows = num_tokens * config_.num_experts_per_tok;
+  const int64_t num_rows = num_tokens * route.topk_idx.dim(1);
   const DispatchPlan plan = {.cu_rows = work_.cu_rows.view,
                              .row_token = work_.row_token.view.Slice(0, num_rows),
                              .token_row = work_.token_row.view.Slice(0, num_tokens)};
-  RETURN_IF_ERROR(backend_->ExpertDispatch({.topk_idx = route.topk_idx, .plan = plan}));
+  RETURN_IF_ERROR(backend_->RouteAndDispatch(route, plan));
   const TensorView act = work_.expert_act.view.Slice(0, num_rows);
   const TensorView expert_out = work_.expert_out.view.Slice(0, num_rows);
   GatedUpArgs up = {.x = norm,
@@ -335,7 +323,7 @@ absl::Status ModelRunner::Moe(const MoeWeights& moe, const Step& step) {
                                   .out = work_.delta.view.Slice(0, num_tokens)});
 }
 
-absl::StatusOr<TensorView> ModelRunner::Logits(std::span<const int32_t> rows) {
+absl::StatusOr<int64_t> ModelRunner::WriteRows(std::span<const int32_t> rows) {
   const int64_t num_rows = static_cast<int64_t>(rows.size());
   if (num_rows > options_.max_logits_rows) {
     return absl::InvalidArgumentError(
@@ -346,21 +334,46 @@ absl::StatusOr<TensorView> ModelRunner::Logits(std::span<const int32_t> rows) {
     return absl::InvalidArgumentError(
         absl::StrCat("a row of logits must be in [0, ", last_num_tokens_, "), given ", row));
   }
-  if (num_rows == 0) return work_.logits.view.Slice(0, 0);
   const int64_t padded = Padded(num_rows, options_.max_logits_rows);
   std::copy(rows.begin(), rows.end(), host_rows_.begin());
   std::fill(host_rows_.begin() + num_rows, host_rows_.begin() + padded, 0);
-  const TensorView row_idx = work_.row_idx.view.Slice(0, padded);
-  RETURN_IF_ERROR(backend_->Write(row_idx, TensorView(host_rows_.data(), DType::kI32, {padded})));
-  RETURN_IF_ERROR(backend_->RunStep(kLogitsKey + padded, [&]() -> absl::Status {
-    const TensorView hidden = work_.hidden.view.Slice(0, padded);
-    RETURN_IF_ERROR(
-        backend_->GatherRows({.x = work_.norm.view, .row_idx = row_idx, .out = hidden}));
-    return backend_->Linear({.x = hidden,
-                             .weight = weights_.head.get(),
-                             .bias = {},
-                             .out = work_.logits.view.Slice(0, padded)});
-  }));
+  RETURN_IF_ERROR(backend_->Write(work_.row_idx.view.Slice(0, padded),
+                                  TensorView(host_rows_.data(), DType::kI32, {padded})));
+  return padded;
+}
+
+absl::Status ModelRunner::ComputeLogits(int64_t num_rows) {
+  const TensorView hidden = work_.hidden.view.Slice(0, num_rows);
+  RETURN_IF_ERROR(backend_->GatherRows(
+      {.x = work_.norm.view, .row_idx = work_.row_idx.view.Slice(0, num_rows), .out = hidden}));
+  return backend_->Linear({.x = hidden,
+                           .weight = weights_.head.get(),
+                           .bias = {},
+                           .out = work_.logits.view.Slice(0, num_rows)});
+}
+
+absl::Status ModelRunner::ComputeSamples(int64_t num_rows) {
+  return backend_->RunStep(kSampleKey + num_rows, [&]() -> absl::Status {
+    RETURN_IF_ERROR(ComputeLogits(num_rows));
+    return sampler_->Run(work_.logits.view.Slice(0, num_rows));
+  });
+}
+
+absl::StatusOr<std::span<const SampleResult>> ModelRunner::Sample(
+    std::span<const int32_t> rows, std::span<const SampleRequest> requests) {
+  CHECK(sampler_ != nullptr && rows.size() == requests.size());
+  if (rows.empty()) return std::span<const SampleResult>();
+  ASSIGN_OR_RETURN(const int64_t padded, WriteRows(rows));
+  RETURN_IF_ERROR(sampler_->Write(requests, padded));
+  RETURN_IF_ERROR(ComputeSamples(padded));
+  return sampler_->Read();
+}
+
+absl::StatusOr<TensorView> ModelRunner::Logits(std::span<const int32_t> rows) {
+  const int64_t num_rows = static_cast<int64_t>(rows.size());
+  if (num_rows == 0) return work_.logits.view.Slice(0, 0);
+  ASSIGN_OR_RETURN(const int64_t padded, WriteRows(rows));
+  RETURN_IF_ERROR(backend_->RunStep(kLogitsKey + padded, [&] { return ComputeLogits(padded); }));
   const TensorView logits = work_.logits.view.Slice(0, num_rows);
   if (backend_->traits().host_memory) return logits;
   const TensorView host(host_logits_.data(), DType::kF32, {num_rows, config_.vocab_size});

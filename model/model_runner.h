@@ -6,20 +6,13 @@
 
 #include "base/status.h"
 #include "model/config.h"
+#include "model/device_sampler.h"
 #include "model/kv_cache.h"
 #include "model/model_weights.h"
+#include "model/workspace.h"
 #include "ops/backend.h"
 
 namespace jevons {
-
-struct ModelRunnerOptions {
-  int32_t max_tokens = 512;      // query tokens of one step
-  int32_t max_num_seqs = 64;     // sequences of one step
-  int32_t max_positions = 4096;  // tokens of one sequence
-  int32_t max_logits_rows = 64;  // rows of one Logits call
-  int32_t num_blocks = 64;       // of the KV cache
-  int32_t block_tokens = 64;
-};
 
 // One step's flat arrays; see Batch of the scheduler, which has the same shapes.
 struct StepInput {
@@ -39,6 +32,10 @@ class ModelRunner {
                                                              ModelWeights weights, Backend* backend,
                                                              const ModelRunnerOptions& options);
 
+  // On a backend that records steps: runs one of each size that can occur, without tokens, so that
+  // all memory is taken and all steps are recorded before the first request. Nothing elsewhere.
+  absl::Status WarmUp();
+
   // Computes the step: the cache holds its keys afterwards, and Logits may be asked for its rows.
   absl::Status Run(const StepInput& input);
 
@@ -46,15 +43,16 @@ class ModelRunner {
   // the next call. At most max_logits_rows rows.
   absl::StatusOr<TensorView> Logits(std::span<const int32_t> rows);
 
+  // On a backend that samples: draws or scores for each of `rows` as its request says. At most
+  // max_logits_rows rows. Results are valid until the next call.
+  absl::StatusOr<std::span<const SampleResult>> Sample(std::span<const int32_t> rows,
+                                                       std::span<const SampleRequest> requests);
+  bool samples() const { return sampler_ != nullptr; }
+
   const ModelConfig& config() const { return config_; }
   const ModelWeights& weights() const { return weights_; }
 
  private:
-  struct Workspace {
-    DeviceTensor x, norm, delta, qkv, q_a, q, q_latent, attended, values, gate_up, act, shared;
-    DeviceTensor router_logits, topk_idx, topk_weights, cu_rows, row_token, token_row;
-    DeviceTensor expert_gate_up, expert_act, expert_out, row_idx, hidden, logits;
-  };
   // The step's index arrays and the rows in use, as views.
   struct Step {
     int64_t num_tokens = 0;
@@ -66,13 +64,15 @@ class ModelRunner {
       : config_(config), weights_(std::move(weights)), backend_(backend), options_(options) {}
 
   absl::Status Allocate();
-  absl::Status AllocateMoe();
-  absl::Status AddTensor(DeviceTensor& out, DType dtype, std::initializer_list<int64_t> shape);
   absl::Status CheckStep(const StepInput& input) const;
   // The number of rows that a step of so many is padded to.
   int64_t Padded(int64_t num_rows, int64_t max_rows) const;
-  absl::StatusOr<Step> WriteStep(const StepInput& input);
+  // The arrays of the step, padded to `num_tokens`.
+  absl::StatusOr<Step> WriteStep(const StepInput& input, int64_t num_tokens);
   absl::Status Layers(const Step& step);
+  absl::StatusOr<int64_t> WriteRows(std::span<const int32_t> rows);
+  absl::Status ComputeLogits(int64_t num_rows);
+  absl::Status ComputeSamples(int64_t num_rows);
   // `delta` of the workspace = attention of the normed rows.
   absl::Status Attention(int32_t layer_idx, const Step& step);
   absl::Status DenseMlp(const MlpWeights& mlp, int64_t num_tokens, const TensorView& out);
@@ -85,10 +85,9 @@ class ModelRunner {
   float softmax_scale_ = 0;
   DeviceTensor cos_sin_;
   KvCache cache_;
+  std::unique_ptr<DeviceSampler> sampler_;  // null where the host samples
   Workspace work_;
-  // All index arrays of a step, on the device and as the host fills them.
-  DeviceTensor step_arrays_;
-  std::vector<uint8_t> host_arrays_;
+  std::vector<uint8_t> host_arrays_;  // as work_.step_arrays
   std::vector<int32_t> host_rows_;
   std::vector<float> host_logits_;
   int64_t last_num_tokens_ = 0;

@@ -85,9 +85,14 @@ class Loader {
     for (int32_t e = 0; e < config_.n_routed_experts; ++e) {
       experts.push_back(absl::StrCat(mlp, "experts.", e, "."));
     }
+    const std::string shared = mlp + "shared_experts.";
+    if (NumGroupedSharedExperts(config_, backend_.traits()) > 0) {
+      ASSIGN_OR_RETURN(out.moe.experts, LoadMlp(experts, shared));
+      return out;
+    }
     ASSIGN_OR_RETURN(out.moe.experts, LoadMlp(experts));
     if (config_.n_shared_experts > 0) {
-      ASSIGN_OR_RETURN(out.moe.shared, LoadMlp({mlp + "shared_experts."}));
+      ASSIGN_OR_RETURN(out.moe.shared, LoadMlp({shared}));
     }
     return out;
   }
@@ -157,8 +162,9 @@ class Loader {
     return absl::OkStatus();
   }
 
-  // One group for each prefix ("...mlp.experts.3.").
-  absl::StatusOr<MlpWeights> LoadMlp(const std::vector<std::string>& prefixes) {
+  // One group for each prefix ("...mlp.experts.3."), then one for each expert that `shared` holds.
+  absl::StatusOr<MlpWeights> LoadMlp(const std::vector<std::string>& prefixes,
+                                     const std::string& shared = "") {
     WeightSpec gate_up, down;
     gate_up.use = WeightUse::kGateUp;
     for (const std::string& prefix : prefixes) {
@@ -168,10 +174,46 @@ class Loader {
       gate_up.groups.push_back({gate, up});
       down.groups.push_back({down_part});
     }
+    std::vector<HostMatrix> cut;
+    if (!shared.empty()) RETURN_IF_ERROR(AddShared(shared, gate_up, down, cut));
     MlpWeights out;
     ASSIGN_OR_RETURN(out.gate_up, Pack(gate_up, prefixes[0] + "gate_proj.weight"));
     ASSIGN_OR_RETURN(out.down, Pack(down, prefixes[0] + "down_proj.weight"));
     return out;
+  }
+
+  // The shared experts are stored as one, as wide as all of them: its rows, and the columns of its
+  // down_proj, expert after expert. `cut` keeps the columns.
+  absl::Status AddShared(const std::string& prefix, WeightSpec& gate_up, WeightSpec& down,
+                         std::vector<HostMatrix>& cut) {
+    ASSIGN_OR_RETURN(const WeightPart gate, Part(prefix + "gate_proj.weight"));
+    ASSIGN_OR_RETURN(const WeightPart up, Part(prefix + "up_proj.weight"));
+    ASSIGN_OR_RETURN(const WeightPart all, Part(prefix + "down_proj.weight"));
+    const int64_t m = config_.moe_intermediate_size;
+    const auto rows = [m](const WeightPart& part, int64_t i) {
+      WeightPart out = {.data = part.data.Slice(i * m, m), .scale = {}};
+      const int64_t blocks = (m + kScaleBlock - 1) / kScaleBlock;
+      if (part.scale.present()) out.scale = part.scale.Slice(i * m / kScaleBlock, blocks);
+      return out;
+    };
+    const auto columns = [&cut](const TensorView& from, int64_t begin, int64_t count) {
+      HostMatrix& to = cut.emplace_back(from.dtype, from.dim(0), count);
+      const int64_t width = DTypeBytes(from.dtype);
+      for (int64_t r = 0; r < from.dim(0); ++r) {
+        std::memcpy(&to.bytes[r * count * width],
+                    from.ptr<char>() + (r * from.dim(1) + begin) * width, count * width);
+      }
+      return to.view;
+    };
+    for (int64_t i = 0; i < config_.n_shared_experts; ++i) {
+      gate_up.groups.push_back({rows(gate, i), rows(up, i)});
+      WeightPart part = {.data = columns(all.data, i * m, m), .scale = {}};
+      if (all.scale.present()) {
+        part.scale = columns(all.scale, i * m / kScaleBlock, (m + kScaleBlock - 1) / kScaleBlock);
+      }
+      down.groups.push_back({part});
+    }
+    return absl::OkStatus();
   }
 
   // The named matrices stacked by rows.
@@ -235,6 +277,13 @@ class Loader {
 };
 
 }  // namespace
+
+int32_t NumGroupedSharedExperts(const ModelConfig& config, const BackendTraits& traits) {
+  const bool cuts_scales =
+      config.n_shared_experts > 1 && config.moe_intermediate_size % kScaleBlock != 0;
+  if (!traits.groups_shared_experts || (config.stores_fp8 && cuts_scales)) return 0;
+  return config.n_shared_experts;
+}
 
 absl::StatusOr<ModelWeights> LoadModelWeights(const ModelConfig& config,
                                               const Checkpoint& checkpoint, Backend& backend) {

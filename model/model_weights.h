@@ -34,8 +34,8 @@ struct MlpWeights {
 struct MoeWeights {
   std::unique_ptr<Weight> router;
   DeviceTensor router_bias;  // absent but for noaux_tc
-  MlpWeights experts;        // one group an expert
-  MlpWeights shared;         // null weights without shared experts
+  MlpWeights experts;        // one group an expert; then the shared ones where they are grouped
+  MlpWeights shared;         // null weights without shared experts, or where they are grouped
 };
 
 struct LayerWeights {
@@ -55,6 +55,10 @@ struct ModelWeights {
   // Bytes of the packed matrices: what a step that meets every weight reads.
   int64_t matrix_bytes = 0;
 };
+
+// Experts that every token has and that are groups behind the routed ones: all shared ones or none.
+// f8 that would have to be cut within a block of scales stays whole.
+int32_t NumGroupedSharedExperts(const ModelConfig& config, const BackendTraits& traits);
 
 // Reads and packs every tensor; the checkpoint may be dropped afterwards. Tensors must have passed
 // CheckTensors.

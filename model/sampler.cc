@@ -73,6 +73,11 @@ size_t CountKept(const std::vector<Candidate>& sorted, const SamplingParams& par
 
 }  // namespace
 
+absl::Status NotFinite(int64_t token_idx) {
+  return absl::InternalError(
+      absl::StrCat("the model's logits for new token ", token_idx, " are not finite"));
+}
+
 absl::StatusOr<int32_t> SampleToken(std::span<const float> logits, int32_t num_valid,
                                     const SamplingParams& params, int64_t token_idx) {
   std::vector<float> storage;
@@ -85,8 +90,7 @@ absl::StatusOr<int32_t> SampleToken(std::span<const float> logits, int32_t num_v
     if (row[i] > row[best]) best = static_cast<int32_t>(i);
   }
   if (nan || !std::isfinite(row[best])) {
-    return absl::InternalError(
-        absl::StrCat("the model's logits for new token ", token_idx, " are not finite"));
+    return NotFinite(token_idx);
   }
   if (params.temperature <= 0) return best;
 

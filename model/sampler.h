@@ -31,6 +31,9 @@ struct TokenLogprob {
 absl::StatusOr<int32_t> SampleToken(std::span<const float> logits, int32_t num_valid,
                                     const SamplingParams& params, int64_t token_idx);
 
+// INTERNAL: the logits for a new token are not finite.
+absl::Status NotFinite(int64_t token_idx);
+
 // Log-probability of `id` under the plain softmax of the logits, before bias, temperature and
 // filters. Then the `num_top` most likely, falling, ties by lower id.
 struct Logprobs {

@@ -20,4 +20,9 @@ absl::Status Backend::GatedUp(const GatedUpArgs& args) {
   return SiluMul({.gate_up = args.workspace.Slice(0, used), .out = args.out.Slice(0, used)});
 }
 
+absl::Status Backend::RouteAndDispatch(const RouteTopKArgs& route, const DispatchPlan& plan) {
+  RETURN_IF_ERROR(RouteTopK(route));
+  return ExpertDispatch({.topk_idx = route.topk_idx, .plan = plan});
+}
+
 }  // namespace jevons

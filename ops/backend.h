@@ -10,6 +10,7 @@
 #include "ops/linear.h"
 #include "ops/mla.h"
 #include "ops/moe.h"
+#include "ops/sample.h"
 #include "ops/weight.h"
 
 namespace jevons {
@@ -32,8 +33,10 @@ struct DeviceTensor {
 struct BackendTraits {
   DType activation = DType::kF32;
   DType kv_cache = DType::kF32;
-  bool host_memory = true;      // buffers can be read and written by the host
-  bool fuses_gated_up = false;  // GatedUp needs no workspace
+  bool host_memory = true;             // buffers can be read and written by the host
+  bool samples = false;                // logits stay on the device, SampleTokens is fast
+  bool groups_shared_experts = false;  // shared experts are groups behind the routed ones
+  bool fuses_gated_up = false;         // GatedUp needs no workspace
   // Steps are recorded for a number of tokens and replayed: the model pads them to one of few.
   bool records_steps = false;
 };
@@ -50,6 +53,8 @@ class Backend {
 
   virtual BackendTraits traits() const { return {}; }
 
+  // Memory that Allocate could still give, about.
+  virtual int64_t AvailableBytes() const = 0;
   // Zeroed memory, aligned to 64 bytes. RESOURCE_EXHAUSTED with the size where there is none.
   virtual absl::StatusOr<std::unique_ptr<Buffer>> Allocate(int64_t bytes) = 0;
   // Copies a contiguous host tensor to the device.
@@ -80,7 +85,10 @@ class Backend {
   virtual absl::Status MlaAttention(const MlaAttentionArgs& args) = 0;
   virtual absl::Status RouteTopK(const RouteTopKArgs& args) = 0;
   virtual absl::Status ExpertDispatch(const ExpertDispatchArgs& args) = 0;
+  // RouteTopK, then ExpertDispatch of what it chose; a backend may do both at once.
+  virtual absl::Status RouteAndDispatch(const RouteTopKArgs& route, const DispatchPlan& plan);
   virtual absl::Status ExpertCombine(const ExpertCombineArgs& args) = 0;
+  virtual absl::Status SampleTokens(const SampleTokensArgs& args) = 0;
 };
 
 }  // namespace jevons

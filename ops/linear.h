@@ -11,7 +11,8 @@ namespace jevons {
 // Edge    num_tokens = 0 writes nothing; NaN or Inf in a row stays in that row
 // Order   the sum over k of one output has an order that depends on k alone: bitwise equal for any
 //         num_tokens, any row position and any number of threads
-// Error   |err| <= kLinearTolerance * sum_k |w x| against fp64
+// Error   |err| <= kLinearTolerance * sum_k |w x| against fp64, kLinearBf16Tolerance where x is
+//         bf16; and half a step of out's type
 struct LinearArgs {
   TensorView x;
   const Weight* weight = nullptr;  // num_groups 1
@@ -19,6 +20,7 @@ struct LinearArgs {
   TensorView out;
 };
 inline constexpr double kLinearTolerance = 2e-6;
+inline constexpr double kLinearBf16Tolerance = 1e-5;
 
 // What    out[t, g] = W_g x[t, g]: every token meets every group (a head) with its own slice
 // Shapes  x [num_tokens, num_groups, k] f32, out [num_tokens, num_groups, n] f32,

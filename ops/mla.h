@@ -35,10 +35,11 @@ struct MlaStoreKvArgs {
 //         context_lens[s] - (cu_seqlens_q[s + 1] - cu_seqlens_q[s]) + i
 // Edge    a sequence without queries is skipped; unused cache may hold NaN and is never read into
 //         a sum
-// Order   keys in blocks of block_size from position 0, each block whole, blocks in order, the
-//         partial results of every kMlaChunkBlocks blocks merged in order: bitwise equal however
-//         the prompt was chunked and whatever shares the batch
-// Error   kMlaAttentionTolerance of the largest |latent| against fp64
+// Order   keys in tiles and tiles in splits whose bounds depend on the position alone, the splits'
+//         partial results merged in order: bitwise equal however the prompt was chunked and whatever
+//         shares the batch. On the CPU a tile is a block and a split kMlaChunkBlocks blocks
+// Error   kMlaAttentionTolerance of the largest |latent| against fp64; kMlaAttentionBf16Tolerance
+//         where q and cache are bf16, which weights and result are rounded to
 // Source  model-spec 2.3
 struct MlaAttentionArgs {
   TensorView q;
@@ -50,6 +51,7 @@ struct MlaAttentionArgs {
   TensorView out;
 };
 inline constexpr double kMlaAttentionTolerance = 2e-5;
+inline constexpr double kMlaAttentionBf16Tolerance = 0x1p-7;
 inline constexpr int32_t kMlaChunkBlocks = 4;
 
 }  // namespace jevons

@@ -13,8 +13,10 @@ enum class GroupScore { kNone, kMax, kTop2Sum };
 //         topk_group masked (equal ones by lower index); the top_k largest c, in falling order,
 //         equal ones by lower index; weight = s (no bias), divided by (sum + 1e-20) if normalize,
 //         times scale
+//         The last num_fixed columns are no choice: every token has the experts n_experts,
+//         n_experts + 1, ... there, with weight 1 (shared experts, run with the routed ones)
 // Shapes  logits [num_tokens, n_experts] f32; bias [n_experts] f32 or absent;
-//         topk_idx i32 [num_tokens, top_k]; topk_weights f32 [num_tokens, top_k]
+//         topk_idx i32, topk_weights f32 [num_tokens, top_k + num_fixed]
 //         num_rows i32 [1] or absent: rows from num_rows[0] on choose nothing (-1, weight 0)
 // Edge    a row with a NaN among its c gets topk_idx 0 .. top_k - 1 and NaN weights: that row alone
 //         is lost. n_group = 1 has no group step
@@ -31,6 +33,7 @@ struct RouteTopKArgs {
   int32_t topk_group = 1;
   bool normalize = false;
   float scale = 1;
+  int32_t num_fixed = 0;
   TensorView num_rows;
   TensorView topk_idx;
   TensorView topk_weights;

@@ -280,7 +280,8 @@ absl::Status Validate(const RouteTopKArgs& args, const ArgRules& rules) {
                   absl::StrCat("n_group must divide ", n_experts, " experts, got ", args.n_group));
   }
   const int64_t group_size = n_experts / args.n_group;
-  check.InRange("top_k", args.topk_idx.dim(1), 1, args.topk_group * group_size);
+  check.InRange("num_fixed", args.num_fixed, 0, args.topk_idx.dim(1) - 1);
+  check.InRange("top_k", args.topk_idx.dim(1) - args.num_fixed, 1, args.topk_group * group_size);
   if (args.n_group == 1) return check.status();
   check.Require(args.group_score != GroupScore::kNone, "group_score must be set where n_group > 1");
   if (args.group_score == GroupScore::kTop2Sum) {

@@ -7,6 +7,7 @@
 #include "ops/linear.h"
 #include "ops/mla.h"
 #include "ops/moe.h"
+#include "ops/sample.h"
 
 namespace jevons {
 
@@ -33,6 +34,7 @@ absl::Status Validate(const MlaAttentionArgs& args, const ArgRules& rules = {});
 absl::Status Validate(const RouteTopKArgs& args, const ArgRules& rules = {});
 absl::Status Validate(const ExpertDispatchArgs& args, const ArgRules& rules = {});
 absl::Status Validate(const ExpertCombineArgs& args, const ArgRules& rules = {});
+absl::Status Validate(const SampleTokensArgs& args, const ArgRules& rules = {});
 absl::Status Validate(const WeightSpec& spec);
 
 // Two contiguous tensors of one type and size: what Write and Read of a backend take.

@@ -31,6 +31,7 @@ void AddChat(CLI::App& app, const Environment& environment, CommandRun& run);
 void AddTokenize(CLI::App& app, CommandRun& run);
 void AddRender(CLI::App& app, CommandRun& run);
 void AddInspect(CLI::App& app, CommandRun& run);
+void AddPlan(CLI::App& app, CommandRun& run);
 
 // Prints "error: ..." to stderr. The exit code is kExitError.
 int Fail(const absl::Status& status);

@@ -99,10 +99,11 @@ int RunServe(const ServeFlags& flags) {
   auto server = Server::Start(flags.server, engine->get());
   if (!server.ok()) return Fail(server.status());
   PrintReady(flags.program, **engine, **server);
-  while (!signals.Wait(absl::Hours(1))) continue;
+  while ((*engine)->failure().ok() && !signals.Wait(kPoll)) continue;
+  const absl::Status failure = (*engine)->failure();
   Stop(signals, **server, absl::Seconds(flags.drain_seconds));
   LogInfo("stopped");
-  return kExitOk;
+  return failure.ok() ? kExitOk : Fail(failure);
 }
 
 }  // namespace
@@ -116,8 +117,9 @@ void AddServe(CLI::App& app, const Environment& environment, CommandRun& run) {
   cmd.add_option("--model", engine.model_folder, "Checkpoint folder")->required();
   cmd.add_option("--listen", flags->server.listen, "HOST:PORT; port 0 takes a free one")
       ->capture_default_str();
-  cmd.add_option("--backend", flags->backend, "Where to compute")
-      ->check(CLI::IsMember({"auto", "cpu"}))
+  cmd.add_option("--backend", flags->backend,
+                 "Where to compute; auto: cuda where there is a device, else cpu")
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
       ->capture_default_str();
   cmd.add_option("--max-num-seqs", engine.max_num_seqs, "Sequences that run at the same time")
       ->check(InRange<int64_t>(1, 1024))
@@ -154,7 +156,9 @@ void AddServe(CLI::App& app, const Environment& environment, CommandRun& run) {
       ->capture_default_str();
   cmd.add_option("--model-name", engine.model_name, "Name for clients; default: the folder's");
   cmd.callback([&run, flags] {
-    flags->engine.backend = flags->backend == "cpu" ? BackendKind::kCpu : BackendKind::kAuto;
+    flags->engine.backend = flags->backend == "cpu"    ? BackendKind::kCpu
+                            : flags->backend == "cuda" ? BackendKind::kCuda
+                                                       : BackendKind::kAuto;
     run = [flags] { return RunServe(*flags); };
   });
 }

@@ -28,6 +28,7 @@ int Main(int argc, char** argv) {
   AddTokenize(app, run);
   AddRender(app, run);
   AddInspect(app, run);
+  AddPlan(app, run);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

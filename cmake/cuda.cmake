@@ -1,0 +1,29 @@
+# Finds CUDA, or says that it is left out. Sets JEVONS_CUDA to ON or OFF.
+
+if(NOT JEVONS_CUDA STREQUAL "OFF")
+  # Toolkits are often beside the path.
+  find_program(CMAKE_CUDA_COMPILER nvcc HINTS /usr/local/cuda/bin)
+  if(CMAKE_CUDA_COMPILER)
+    # The architectures are listed in cuda/CMakeLists.txt.
+    set(CMAKE_CUDA_ARCHITECTURES OFF)
+    set(CMAKE_CUDA_HOST_COMPILER ${CMAKE_CXX_COMPILER})
+    enable_language(CUDA)
+    # Kernels are optimized whatever the rest is: their report must not depend on it.
+    set(CMAKE_CUDA_FLAGS_RELWITHDEBINFO "-DNDEBUG")
+    set(CMAKE_CUDA_FLAGS_RELEASE "-DNDEBUG")
+    set(CMAKE_CUDA_FLAGS_DEBUG "")
+    set(CMAKE_CUDA_STANDARD 20)
+    set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+    set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION "-std=c++20")
+    set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION "-std=c++20")
+    find_package(CUDAToolkit 12.4 REQUIRED)
+    message(STATUS "CUDA: ${CMAKE_CUDA_COMPILER} ${CMAKE_CUDA_COMPILER_VERSION}")
+    set(JEVONS_CUDA ON)
+    return()
+  endif()
+  if(JEVONS_CUDA STREQUAL "ON")
+    message(FATAL_ERROR "CUDA: nvcc was not found. Put it on the PATH, or configure with -DJEVONS_CUDA=OFF")
+  endif()
+endif()
+message(STATUS "CUDA: left out (no nvcc found, or JEVONS_CUDA=OFF); the CPU backend alone is built")
+set(JEVONS_CUDA OFF)

@@ -1,0 +1,139 @@
+#include "model/device_sampler.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+
+namespace jevons {
+namespace {
+
+absl::StatusOr<DeviceTensor> NewTensor(Backend& backend, DType dtype, int64_t size) {
+  DeviceTensor out;
+  ASSIGN_OR_RETURN(out.buffer, backend.Allocate(size * DTypeBytes(dtype)));
+  out.view = TensorView(out.buffer->data(), dtype, {size});
+  return out;
+}
+
+SampleRow MakeRow(const SampleRequest& request) {
+  const SamplingParams& params = *request.params;
+  return {.mode = request.score_id >= 0 ? SampleMode::kScore : SampleMode::kDraw,
+          .score_id = request.score_id,
+          .temperature = params.temperature,
+          .top_k = params.top_k,
+          .top_p = params.top_p,
+          .min_p = params.min_p,
+          .num_top = std::clamp(request.num_top, 0, DeviceSampler::kMaxTop),
+          .seed = params.seed,
+          .token_idx = request.token_idx};
+}
+
+template <typename T>
+TensorView HostView(std::vector<T>& values, DType dtype, int64_t size) {
+  return TensorView(values.data(), dtype, {size});
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<DeviceSampler>> DeviceSampler::Create(Backend* backend,
+                                                                     int32_t max_rows,
+                                                                     int32_t num_valid_ids) {
+  auto out = std::unique_ptr<DeviceSampler>(new DeviceSampler(backend, max_rows, num_valid_ids));
+  const int64_t rows = max_rows;
+  const int64_t entries = rows * kMaxBias;
+  ASSIGN_OR_RETURN(out->rows_, NewTensor(*backend, DType::kU8, rows * sizeof(SampleRow)));
+  ASSIGN_OR_RETURN(out->bias_cu_, NewTensor(*backend, DType::kI32, rows + 1));
+  ASSIGN_OR_RETURN(out->bias_ids_, NewTensor(*backend, DType::kI32, entries));
+  ASSIGN_OR_RETURN(out->bias_values_, NewTensor(*backend, DType::kF32, entries));
+  ASSIGN_OR_RETURN(out->list_scratch_, NewTensor(*backend, DType::kF32, entries));
+  ASSIGN_OR_RETURN(out->outputs_, NewTensor(*backend, DType::kI32, rows * (2 + 2 * kMaxTop)));
+  out->host_rows_.resize(rows);
+  out->host_bias_cu_.resize(rows + 1);
+  out->host_bias_ids_.reserve(entries);
+  out->host_bias_values_.reserve(entries);
+  out->host_outputs_.resize(out->outputs_.view.num_elements());
+  return out;
+}
+
+DeviceSampler::Outputs DeviceSampler::Parts(void* base) const {
+  const int64_t rows = max_rows_;
+  int32_t* at = static_cast<int32_t*>(base);
+  return {.token = TensorView(at, DType::kI32, {rows}),
+          .logprob = TensorView(at + rows, DType::kF32, {rows}),
+          .top_ids = TensorView(at + 2 * rows, DType::kI32, {rows, kMaxTop}),
+          .top_logprobs = TensorView(at + (2 + kMaxTop) * rows, DType::kF32, {rows, kMaxTop})};
+}
+
+absl::Status DeviceSampler::Write(std::span<const SampleRequest> requests, int64_t num_rows) {
+  results_.assign(requests.size(), {});
+  std::fill_n(host_rows_.begin(), num_rows, SampleRow{.mode = SampleMode::kSkip});
+  host_bias_ids_.clear();
+  host_bias_values_.clear();
+  host_bias_cu_[0] = 0;
+  for (int64_t r = 0; r < num_rows; ++r) {
+    if (r < static_cast<int64_t>(requests.size())) {
+      const SampleRequest& request = requests[r];
+      host_rows_[r] = MakeRow(request);
+      results_[r].top.resize(host_rows_[r].num_top);
+      const auto& biases = request.params->logit_bias;
+      if (biases.size() > kMaxBias) {
+        return absl::InvalidArgumentError(
+            absl::StrCat("a row has at most ", kMaxBias, " biases, given ", biases.size()));
+      }
+      for (const auto& [id, bias] : biases) {
+        if (request.score_id >= 0) break;
+        host_bias_ids_.push_back(id);
+        host_bias_values_.push_back(bias);
+      }
+    }
+    host_bias_cu_[r + 1] = static_cast<int32_t>(host_bias_ids_.size());
+  }
+  const int64_t row_bytes = num_rows * static_cast<int64_t>(sizeof(SampleRow));
+  RETURN_IF_ERROR(backend_->Write(rows_.view.Slice(0, row_bytes),
+                                  TensorView(host_rows_.data(), DType::kU8, {row_bytes})));
+  RETURN_IF_ERROR(backend_->Write(bias_cu_.view.Slice(0, num_rows + 1),
+                                  HostView(host_bias_cu_, DType::kI32, num_rows + 1)));
+  const int64_t entries = static_cast<int64_t>(host_bias_ids_.size());
+  if (entries == 0) return absl::OkStatus();
+  RETURN_IF_ERROR(backend_->Write(bias_ids_.view.Slice(0, entries),
+                                  HostView(host_bias_ids_, DType::kI32, entries)));
+  return backend_->Write(bias_values_.view.Slice(0, entries),
+                         HostView(host_bias_values_, DType::kF32, entries));
+}
+
+absl::Status DeviceSampler::Run(const TensorView& logits) {
+  const int64_t rows = logits.dim(0);
+  const Outputs out = Parts(outputs_.view.data);
+  return backend_->SampleTokens(
+      {.logits = logits,
+       .num_valid = num_valid_ids_,
+       .rows = TensorView(rows_.view.data, DType::kU8, {rows, sizeof(SampleRow)}),
+       .bias = {bias_ids_.view, bias_values_.view, bias_cu_.view.Slice(0, rows + 1)},
+       .counts = {},
+       .masks = {},
+       .list_scratch = list_scratch_.view,
+       .token = out.token.Slice(0, rows),
+       .logprob = out.logprob.Slice(0, rows),
+       .top_ids = out.top_ids.Slice(0, rows),
+       .top_logprobs = out.top_logprobs.Slice(0, rows)});
+}
+
+absl::StatusOr<std::span<const SampleResult>> DeviceSampler::Read() {
+  bool any_top = false;
+  for (const SampleResult& result : results_) any_top |= !result.top.empty();
+  // Tokens and log-probabilities come first.
+  const int64_t size = any_top ? outputs_.view.num_elements() : 2 * max_rows_;
+  RETURN_IF_ERROR(
+      backend_->Read(HostView(host_outputs_, DType::kI32, size), outputs_.view.Slice(0, size)));
+  const Outputs out = Parts(host_outputs_.data());
+  for (size_t r = 0; r < results_.size(); ++r) {
+    SampleResult& result = results_[r];
+    result.chosen = {out.token.ptr<int32_t>()[r], out.logprob.ptr<float>()[r]};
+    for (size_t i = 0; i < result.top.size(); ++i) {
+      result.top[i] = {out.top_ids.row<int32_t>(static_cast<int64_t>(r))[i],
+                       out.top_logprobs.row<float>(static_cast<int64_t>(r))[i]};
+    }
+  }
+  return results_;
+}
+
+}  // namespace jevons

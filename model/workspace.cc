@@ -1,0 +1,70 @@
+#include "model/workspace.h"
+
+#include <algorithm>
+
+#include "model/model_weights.h"
+
+namespace jevons {
+
+std::vector<PlannedTensor> PlanWorkspace(const ModelConfig& config,
+                                         const ModelRunnerOptions& options,
+                                         const BackendTraits& traits, Workspace& w) {
+  const ModelConfig& c = config;
+  const DType act = traits.activation;
+  constexpr DType kF32 = DType::kF32;
+  constexpr DType kI32 = DType::kI32;
+  const int64_t t = options.max_tokens;
+  const int64_t heads = c.num_attention_heads;
+  const int64_t q_dim = heads * c.qk_head_dim();
+  const int64_t qkv_dim = (c.q_lora_rank ? c.q_lora_rank : q_dim) + c.kv_entry_dim();
+  const int64_t shared_dim = int64_t{c.n_shared_experts} * c.moe_intermediate_size;
+  const int64_t mlp_dim = std::max<int64_t>(c.intermediate_size, shared_dim);
+  std::vector<PlannedTensor> out = {{&w.x, kF32, t, c.hidden_size},
+                                    {&w.norm, act, t, c.hidden_size},
+                                    {&w.delta, kF32, t, c.hidden_size},
+                                    {&w.qkv, act, t, qkv_dim},
+                                    {&w.q_latent, act, t, heads * c.kv_entry_dim()},
+                                    {&w.attended, act, t, heads * c.kv_lora_rank},
+                                    {&w.values, act, t, heads * c.v_head_dim},
+                                    {&w.act, act, t, mlp_dim}};
+  if (c.q_lora_rank) {
+    out.push_back({&w.q_a, act, t, c.q_lora_rank});
+    out.push_back({&w.q, act, t, q_dim});
+  }
+  if (!traits.fuses_gated_up) out.push_back({&w.gate_up, kF32, t, 2 * mlp_dim});
+  if (c.n_routed_experts > 0) {
+    const int32_t grouped = NumGroupedSharedExperts(c, traits);
+    const int64_t k = c.num_experts_per_tok + grouped;
+    const int64_t m = c.moe_intermediate_size;
+    if (grouped == 0) out.push_back({&w.shared, kF32, t, c.hidden_size});
+    out.push_back({&w.router_logits, kF32, t, c.n_routed_experts});
+    out.push_back({&w.topk_idx, kI32, t, k});
+    out.push_back({&w.topk_weights, kF32, t, k});
+    out.push_back({&w.cu_rows, kI32, c.n_routed_experts + grouped + 1, 0});
+    out.push_back({&w.row_token, kI32, t * k, 0});
+    out.push_back({&w.token_row, kI32, t, k});
+    if (!traits.fuses_gated_up) out.push_back({&w.expert_gate_up, kF32, t * k, 2 * m});
+    out.push_back({&w.expert_act, act, t * k, m});
+    out.push_back({&w.expert_out, act, t * k, c.hidden_size});
+  }
+  const int64_t rows = options.max_logits_rows;
+  out.push_back({&w.row_idx, kI32, rows, 0});
+  out.push_back({&w.hidden, act, rows, c.hidden_size});
+  out.push_back({&w.logits, kF32, rows, c.vocab_size});
+  const int64_t seqs = options.max_num_seqs;
+  const int64_t num_i32 = 2 * t + 2 * seqs + 1 + seqs * options.max_sequence_blocks();
+  out.push_back({&w.step_arrays, DType::kU8, 8 * t + 4 * num_i32, 0});
+  return out;
+}
+
+int64_t WorkspaceBytes(const ModelConfig& config, const ModelRunnerOptions& options,
+                       const BackendTraits& traits) {
+  Workspace workspace;
+  int64_t bytes = 0;
+  for (const PlannedTensor& t : PlanWorkspace(config, options, traits, workspace)) {
+    bytes += t.num_rows * std::max<int64_t>(t.width, 1) * DTypeBytes(t.dtype);
+  }
+  return bytes;
+}
+
+}  // namespace jevons

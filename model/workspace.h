@@ -1,0 +1,49 @@
+// The memory of a step: planned once, so that what is announced is what is taken.
+#pragma once
+
+#include <vector>
+
+#include "model/config.h"
+#include "ops/backend.h"
+
+namespace jevons {
+
+struct ModelRunnerOptions {
+  int32_t max_tokens = 512;      // query tokens of one step
+  int32_t max_num_seqs = 64;     // sequences of one step
+  int32_t max_positions = 4096;  // tokens of one sequence
+  int32_t max_logits_rows = 64;  // rows of one Logits or Sample call
+  int32_t num_valid_ids = 0;     // ids that may be drawn; 0: all of the vocabulary
+  int32_t num_blocks = 64;       // of the KV cache
+  int32_t block_tokens = 64;
+
+  int64_t max_sequence_blocks() const { return (max_positions + block_tokens - 1) / block_tokens; }
+};
+
+// Rows are tokens but where said. Absent where the model or the backend has no use for it.
+struct Workspace {
+  DeviceTensor x, norm, delta;  // residual, what a block reads, what a block gives
+  DeviceTensor qkv, q_a, q, q_latent, attended, values;
+  DeviceTensor gate_up, act, shared;
+  DeviceTensor router_logits, topk_idx, topk_weights, cu_rows, row_token, token_row;
+  DeviceTensor expert_gate_up, expert_act, expert_out;  // rows are choices
+  DeviceTensor row_idx, hidden, logits;                 // rows are those of a Logits call
+  DeviceTensor step_arrays;                             // bytes: all index arrays of a step
+};
+
+struct PlannedTensor {
+  DeviceTensor* tensor = nullptr;
+  DType dtype = DType::kF32;
+  int64_t num_rows = 0;
+  int64_t width = 0;  // 0: one dimension
+};
+
+// What of `workspace` a runner needs. Order is that of allocation.
+std::vector<PlannedTensor> PlanWorkspace(const ModelConfig& config,
+                                         const ModelRunnerOptions& options,
+                                         const BackendTraits& traits, Workspace& workspace);
+
+int64_t WorkspaceBytes(const ModelConfig& config, const ModelRunnerOptions& options,
+                       const BackendTraits& traits);
+
+}  // namespace jevons
