@@ -20,8 +20,8 @@ fi
 
 # Tracked and new files where git knows them; every source file of an unpacked archive.
 list() {
-  git ls-files -z --cached --others --exclude-standard -- '*.h' '*.cc' 2>/dev/null ||
-    find . -path ./build -prune -o \( -name '*.h' -o -name '*.cc' \) -print0
+  git ls-files -z --cached --others --exclude-standard -- '*.h' '*.cc' '*.cu' 2>/dev/null ||
+    find . -path ./build -prune -o \( -name '*.h' -o -name '*.cc' -o -name '*.cu' \) -print0
 }
 if [ "${1:-}" = --check ]; then
   output=$(list | xargs -0 -r -n 20 -P "$(nproc)" "$formatter" --dry-run 2>&1) || {

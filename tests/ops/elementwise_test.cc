@@ -172,7 +172,8 @@ Outputs RunRope(Backend& backend, int64_t num_tokens, int64_t heads, int64_t d, 
   // A pair's bound is in the length of the pair, which rotation keeps.
   TestTensor before = x;
   const auto bound = [before](int64_t i, double) {
-    return kRopeTolerance * (std::abs(before.Value(i)) + std::abs(before.Value(i ^ 1)));
+    return Tolerance(kRopeTolerance, kBf16Step) *
+           (std::abs(before.Value(i)) + std::abs(before.Value(i ^ 1)));
   };
   TestTensor& target = in_place ? x : out;
   EXPECT_TRUE(backend.Rope({x.view(), positions.view(), table.view(), target.view()}).ok());

@@ -94,7 +94,7 @@ Outputs RunLinear(Backend& backend, const LinearCase& c) {
   TestTensor x_abs = Absolute(x);
   TestTensor sums(DType::kF32, {c.num_tokens, c.n()});
   EXPECT_TRUE(reference->Linear({x_abs.view(), absolute.get(), {}, sums.view()}).ok());
-  return {{out}, {SumBound(sums, kLinearTolerance)}};
+  return {{out}, {SumBound(sums, Tolerance(kLinearTolerance, kLinearBf16Tolerance))}};
 }
 
 class LinearTest : public OpTest {};
@@ -122,6 +122,8 @@ TEST_F(LinearTest, LinearAgreesWithTwinForLargerShapes) {
       CheckAgainstTwin([&](Backend& b) {
         return RunLinear(b, {dtype, num_tokens, {200, 56}, 300, true});
       });
+      // Parts that cut through eights of rows: CUDA keeps such f8 as bf16.
+      if (kTestsCuda && dtype == DType::kF8E4M3) continue;
       CheckAgainstTwin([&](Backend& b) {
         return RunLinear(b, {dtype, num_tokens, {129, 1, 127}, 520});
       });
@@ -189,7 +191,7 @@ Outputs RunHeadLinear(Backend& backend, DType dtype, int64_t num_tokens, int64_t
   TestTensor x_abs = Absolute(x);
   TestTensor sums(DType::kF32, {num_tokens, heads, n});
   EXPECT_TRUE(reference->HeadLinear({x_abs.view(), absolute.get(), sums.view()}).ok());
-  return {{out}, {SumBound(sums, kLinearTolerance)}};
+  return {{out}, {SumBound(sums, Tolerance(kLinearTolerance, kLinearBf16Tolerance))}};
 }
 
 TEST_F(LinearTest, HeadLinearAgreesWithTwin) {
@@ -243,7 +245,7 @@ Outputs RunGroupedGemm(Backend& backend, const GroupedCase& c) {
   args.weight = absolute.get();
   args.out = sums.view();
   EXPECT_TRUE(reference->GroupedGemm(args).ok());
-  return {{out}, {SumBound(sums, kLinearTolerance)}};
+  return {{out}, {SumBound(sums, Tolerance(kLinearTolerance, kLinearBf16Tolerance))}};
 }
 
 TEST_F(LinearTest, GroupedGemmAgreesWithTwinForRaggedAndEmptyGroups) {

@@ -101,6 +101,7 @@ class FakeEngine : public Engine {
     }
   }
   EngineStats stats() const override { return {}; }
+  absl::Status failure() const override { return absl::OkStatus(); }
   absl::Status CheckIntegrity() override { return absl::OkStatus(); }
   const ModelConfig& config() const override { return config_; }
   const Tokenizer& tokenizer() const override { return tokenizer_; }

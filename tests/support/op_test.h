@@ -1,5 +1,6 @@
-// For tests of single ops: tensors between guard zones, and the comparison of the fast backend with
-// the plain twin.
+// For tests of single ops: tensors between guard zones, and the comparison of a backend with the
+// plain twin. The same cases run for the CPU backend and, compiled with JEVONS_TEST_CUDA, for the
+// CUDA backend on a device or under the emulator.
 #pragma once
 
 #include <cmath>
@@ -11,12 +12,25 @@
 #include <vector>
 
 #include "base/random.h"
-#include "cpu/cpu_backend.h"
 #include "gtest/gtest.h"
 #include "ops/backend.h"
-#include "tests/support/cpu_target.h"
+#include "tests/support/test_backend.h"
+#ifdef JEVONS_TEST_CUDA
+#include "tests/support/staged_backend.h"
+#endif
 
 namespace jevons {
+
+// A float that a backend which computes with bf16 gets as the twin gets it.
+inline float TestValue(double value) {
+  const float exact = static_cast<float>(value);
+  return kTestsCuda ? Bf16ToFloat(FloatToBf16(exact)) : exact;
+}
+
+// The tolerance of an op for the backend under test.
+inline double Tolerance(double f32_activations, double bf16_activations) {
+  return kTestsCuda ? bf16_activations : f32_activations;
+}
 
 // Owns a tensor. Its elements, the gaps between its rows and a guard zone on both sides start as
 // bytes 0xFF, which are NaN in every float type and -1 as an integer. So what is read without
@@ -125,13 +139,14 @@ inline TestTensor& TestTensor::FillNormal(Random& random, double sigma) {
   for (int64_t i = 0; i < size(); ++i) {
     const double value = random.Normal() * sigma;
     if (view_.dtype == DType::kF32) {
-      at<float>(i) = static_cast<float>(value);
+      at<float>(i) = TestValue(value);
     } else if (view_.dtype == DType::kBF16) {
       at<uint16_t>(i) = FloatToBf16(static_cast<float>(value));
     } else if (view_.dtype == DType::kF16) {
       // Sign, an exponent around 1 and any mantissa.
       const uint64_t bits = random.Bits();
-      at<uint16_t>(i) = static_cast<uint16_t>((bits & 0x83FF) | ((11 + bits / 65536 % 5) << 10));
+      const uint64_t mask = kTestsCuda ? 0x83F8 : 0x83FF;
+      at<uint16_t>(i) = static_cast<uint16_t>((bits & mask) | ((11 + bits / 65536 % 5) << 10));
     } else {
       // Any f8 but NaN.
       const uint8_t bits = static_cast<uint8_t>(random.Bits());
@@ -173,8 +188,10 @@ inline ErrorBound Relative(double tolerance, double absolute = 0) {
   return [=](int64_t, double want) { return tolerance * std::abs(want) + absolute; };
 }
 
-// The same places of NaN and infinity, and elsewhere an error within the bound.
-inline void ExpectWithin(const TestTensor& got, const TestTensor& want, const ErrorBound& bound) {
+// The same places of NaN and infinity, and elsewhere an error within the bound, and within `step`
+// of the value: a step of the type that the result was rounded to.
+inline void ExpectWithin(const TestTensor& got, const TestTensor& want, const ErrorBound& bound,
+                         double step = 6e-8) {
   ASSERT_EQ(got.size(), want.size());
   int num_wrong = 0;
   for (int64_t i = 0; i < got.size() && num_wrong < 3; ++i) {
@@ -182,8 +199,7 @@ inline void ExpectWithin(const TestTensor& got, const TestTensor& want, const Er
     const double w = want.Value(i);
     if (std::isnan(w) && std::isnan(g)) continue;
     if (std::isinf(w) && g == w) continue;
-    // Half a float's step more: the twin's result is rounded too.
-    const double limit = bound(i, w) + (bound(i, w) == 0 ? 0 : 6e-8 * std::abs(w));
+    const double limit = bound(i, w) + (bound(i, w) == 0 ? 0 : step * std::abs(w));
     if (std::abs(g - w) <= limit) continue;
     ++num_wrong;
     ADD_FAILURE() << "element " << i << " of " << want.view().ToString() << ": got " << g
@@ -196,6 +212,9 @@ inline void ExpectSameBits(const TestTensor& a, const TestTensor& b) {
   EXPECT_TRUE(a.ElementBytes() == b.ElementBytes()) << a.view().ToString();
 }
 
+// Largest relative error of rounding to bf16.
+inline constexpr double kBf16Step = 0x1p-8;
+
 // Of every random tensor in the op tests.
 inline constexpr uint64_t kOpTestSeed = 20240611;
 
@@ -205,16 +224,26 @@ struct Outputs {
   std::vector<ErrorBound> bounds;
 };
 
-// The plain twin and the fast backend with one and with two threads.
+// The plain twin and the backend under test: with one and with two threads on the CPU, with results
+// in f32 and in bf16 on CUDA.
 class OpTest : public ::testing::Test {
  protected:
   void SetUp() override {
-    SKIP_WITHOUT_CPU_TARGET();
+    SKIP_WITHOUT_TEST_BACKEND();
     std::printf("seed %llu\n", static_cast<unsigned long long>(kOpTestSeed));
-    const CpuTarget target = *ParseCpuTarget(TestCpuTarget());
     reference_ = CreateReferenceBackend();
+#ifdef JEVONS_TEST_CUDA
+    const auto staged = [](DType out) {
+      return std::make_unique<StagedBackend>(MakeTestBackend(), out);
+    };
+    one_thread_ = staged(DType::kF32);
+    two_threads_ = staged(DType::kF32);
+    bf16_out_ = staged(DType::kBF16);
+#else
+    const CpuTarget target = *ParseCpuTarget(TestCpuTarget());
     one_thread_ = *CreateCpuBackend({.num_threads = 1, .target = target});
     two_threads_ = *CreateCpuBackend({.num_threads = 2, .target = target});
+#endif
   }
 
   // `run` makes the inputs, always the same, runs the op on the backend and returns what it wrote.
@@ -234,11 +263,19 @@ class OpTest : public ::testing::Test {
       EXPECT_TRUE(got.tensors[i].GuardsIntact());
       EXPECT_TRUE(threads.tensors[i].GuardsIntact());
     }
+    if (bf16_out_ == nullptr) return;
+    const Outputs rounded = run(*bf16_out_);
+    for (size_t i = 0; i < want.tensors.size(); ++i) {
+      SCOPED_TRACE("output " + std::to_string(i) + " in bf16");
+      ExpectWithin(rounded.tensors[i], want.tensors[i], want.bounds[i], kBf16Step);
+      EXPECT_TRUE(rounded.tensors[i].GuardsIntact());
+    }
   }
 
   std::unique_ptr<Backend> reference_;
   std::unique_ptr<Backend> one_thread_;
   std::unique_ptr<Backend> two_threads_;
+  std::unique_ptr<Backend> bf16_out_;  // null on the CPU
 };
 
 }  // namespace jevons

@@ -7,7 +7,7 @@
 #include "bench/random_checkpoint.h"
 #include "engine/loaded_model.h"
 #include "gtest/gtest.h"
-#include "tests/support/cpu_target.h"
+#include "tests/support/test_backend.h"
 
 namespace jevons {
 
@@ -58,9 +58,12 @@ inline ModelConfig TinyV2Config() {
   return c;
 }
 
+inline BackendKind TestBackendKind() { return kTestsCuda ? BackendKind::kCuda : BackendKind::kCpu; }
+
 inline std::unique_ptr<Engine> StartTinyEngine(const ModelConfig& config, EngineOptions options,
                                                const Clock* clock) {
   options.cpu_target = TestCpuTarget();
+  options.backend = TestBackendKind();
   if (options.num_threads == 0) options.num_threads = 2;
   const RandomCheckpoint checkpoint(config, 7);
   auto model = LoadModel(options, config, checkpoint, nullptr, nullptr);

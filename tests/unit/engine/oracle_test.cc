@@ -24,23 +24,31 @@ class Oracle : public testing::TestWithParam<std::string> {};
 class Differences {
  public:
   void Add(double got, double want) { all_.push_back(std::abs(got - want)); }
-  void Expect() {
-    ASSERT_FALSE(all_.empty());
-    std::sort(all_.begin(), all_.end());
-    EXPECT_TRUE(all_.back() <= kLargest) << all_.back();
-    EXPECT_TRUE(all_[all_.size() / 2] <= kMedian) << all_[all_.size() / 2];
-    RecordProperty("largest", std::to_string(all_.back()));
+  void ExpectFloat() {
+    EXPECT_LE(Quantile(1), kLargest);
+    EXPECT_LE(Quantile(0.5), kMedian);
+    testing::Test::RecordProperty("largest", std::to_string(Quantile(1)));
+  }
+  // `allowed`: what the reference itself loses with bf16 activations.
+  void ExpectBf16(const nlohmann::json& allowed) {
+    EXPECT_LE(Quantile(0.5), allowed["median"].get<double>());
+    EXPECT_LE(Quantile(0.99), allowed["p99"].get<double>());
+    testing::Test::RecordProperty("median", std::to_string(Quantile(0.5)));
+    testing::Test::RecordProperty("p99", std::to_string(Quantile(0.99)));
   }
 
  private:
-  static void RecordProperty(const std::string& key, const std::string& value) {
-    testing::Test::RecordProperty(key, value);
+  double Quantile(double q) {
+    if (all_.empty()) return NAN;
+    std::sort(all_.begin(), all_.end());
+    return all_[static_cast<size_t>(q * static_cast<double>(all_.size() - 1))];
   }
+
   std::vector<double> all_;
 };
 
 TEST_P(Oracle, LogprobsAndGreedyIdsAgreeWithTheReference) {
-  SKIP_WITHOUT_CPU_TARGET();
+  SKIP_WITHOUT_TEST_BACKEND();
   std::string folder = DataPath("oracles/" + GetParam());
   if (!std::filesystem::exists(folder)) {
     SKIP_WITHOUT_SHARED("oracles/cases/" + GetParam());
@@ -50,11 +58,14 @@ TEST_P(Oracle, LogprobsAndGreedyIdsAgreeWithTheReference) {
   EngineOptions options;
   options.model_folder = folder;
   options.cpu_target = TestCpuTarget();
+  options.backend = TestBackendKind();
   options.kv_cache_tokens = 4096;
+  // Each size of a step is recorded at the start, which an emulator does slowly.
+  if (kTestsCuda) options.max_num_batched_tokens = 64;
   const RealClock clock;
   auto engine = Engine::Create(options, &clock);
   ASSERT_TRUE(engine.ok()) << engine.status();
-  Differences differences;
+  Differences of_prompts, differences;
   for (const auto& prompt : expected["prompts"]) {
     GenerationRequest request;
     request.prompt_ids = prompt["ids"].get<std::vector<int32_t>>();
@@ -68,9 +79,13 @@ TEST_P(Oracle, LogprobsAndGreedyIdsAgreeWithTheReference) {
     ASSERT_EQ(out.prompt_logprobs.size(), prompt["next_logprobs"].size());
     for (size_t i = 0; i < out.prompt_logprobs.size(); ++i) {
       EXPECT_EQ(out.prompt_logprobs[i].chosen.id, request.prompt_ids[i + 1]);
-      differences.Add(out.prompt_logprobs[i].chosen.logprob, prompt["next_logprobs"][i]);
+      for (Differences* sum : {&of_prompts, &differences}) {
+        sum->Add(out.prompt_logprobs[i].chosen.logprob, prompt["next_logprobs"][i]);
+      }
     }
     for (size_t i = 0; i < out.ids.size(); ++i) {
+      // With bf16 activations a near tie may turn, and what follows has another history.
+      if (kTestsCuda && out.ids[i] != prompt["greedy"][i][0].get<int32_t>()) break;
       EXPECT_EQ(out.ids[i], prompt["greedy"][i][0].get<int32_t>()) << "greedy step " << i;
       differences.Add(out.logprobs[i].chosen.logprob, prompt["greedy"][i][1]);
     }
@@ -78,7 +93,12 @@ TEST_P(Oracle, LogprobsAndGreedyIdsAgreeWithTheReference) {
       differences.Add(out.logprobs[0].top[i].logprob, prompt["last_top20"][i][1]);
     }
   }
-  differences.Expect();
+  if (kTestsCuda) {
+    // The reference's own error is that of the prompts.
+    of_prompts.ExpectBf16(expected["bf16_error_of_the_reference"]);
+  } else {
+    differences.ExpectFloat();
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(DeepSeek, Oracle,

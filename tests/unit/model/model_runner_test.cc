@@ -6,7 +6,6 @@
 #include <vector>
 
 #include "base/random.h"
-#include "cpu/cpu_backend.h"
 #include "gtest/gtest.h"
 #include "tests/support/tiny_model.h"
 
@@ -72,14 +71,6 @@ class OneSequence {
   std::unique_ptr<ModelRunner> runner_;
 };
 
-std::unique_ptr<Backend> FastBackend() {
-  const auto target = ParseCpuTarget(TestCpuTarget());
-  EXPECT_TRUE(target.ok());
-  auto backend = CreateCpuBackend({.num_threads = 2, .target = *target});
-  EXPECT_TRUE(backend.ok()) << backend.status();
-  return *std::move(backend);
-}
-
 std::vector<int32_t> RandomIds(int n, int vocab) {
   Random random(21);
   std::vector<int32_t> out(n);
@@ -89,23 +80,29 @@ std::vector<int32_t> RandomIds(int n, int vocab) {
 
 class ModelRunnerTest : public testing::TestWithParam<ModelConfig> {
  protected:
-  void SetUp() override { SKIP_WITHOUT_CPU_TARGET(); }
+  void SetUp() override { SKIP_WITHOUT_TEST_BACKEND(); }
 };
 
-TEST_P(ModelRunnerTest, FastBackendAgreesWithTheTwins) {
+TEST_P(ModelRunnerTest, TheBackendAgreesWithTheTwins) {
   const std::vector<int32_t> ids = RandomIds(100, GetParam().vocab_size);
   const auto want = OneSequence(GetParam(), CreateReferenceBackend()).Logits(ids, 100);
-  const auto got = OneSequence(GetParam(), FastBackend()).Logits(ids, 100);
+  const auto got = OneSequence(GetParam(), MakeTestBackend()).Logits(ids, 100);
+  // With bf16 activations a near tie of two experts may turn, and that token's row with it.
+  const double limit = kTestsCuda ? 0.1 : 2e-4;
+  int num_turned = 0;
   for (size_t t = 0; t < ids.size(); ++t) {
     for (size_t i = 0; i < want[t].size(); ++i) {
-      ASSERT_TRUE(std::abs(got[t][i] - want[t][i]) <= 2e-4) << t << " " << i;
+      if (std::abs(got[t][i] - want[t][i]) <= limit) continue;
+      ++num_turned;
+      break;
     }
   }
+  EXPECT_LE(num_turned, kTestsCuda ? 5 : 0);
 }
 
 TEST_P(ModelRunnerTest, ChunksGiveTheSameBits) {
   const std::vector<int32_t> ids = RandomIds(200, GetParam().vocab_size);
-  OneSequence model(GetParam(), FastBackend());
+  OneSequence model(GetParam(), MakeTestBackend());
   const auto want = model.Logits(ids, 200);
   for (int32_t chunk : {1, 3, 64, 100}) {
     const auto got = model.Logits(ids, chunk);
@@ -117,7 +114,7 @@ TEST_P(ModelRunnerTest, ChunksGiveTheSameBits) {
 }
 
 TEST_P(ModelRunnerTest, TooManyTokensAreRefusedWithTheLimit) {
-  auto backend = FastBackend();
+  auto backend = MakeTestBackend();
   auto weights = LoadModelWeights(GetParam(), RandomCheckpoint(GetParam(), 3), *backend);
   ASSERT_TRUE(weights.ok()) << weights.status();
   auto runner = ModelRunner::Create(GetParam(), *std::move(weights), backend.get(),

@@ -1,0 +1,269 @@
+// What limits a decoding step is the memory that it reads: weights and cache come over once, and
+// nothing that is not needed comes at all. The emulator counts the bytes that kernels stream.
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/functional/function_ref.h"
+#include "cuda/cuda_weight.h"
+#include "tests/cuda/backend_fixture.h"
+
+namespace jevons {
+namespace {
+
+constexpr double kMostRead = 1.02;  // of what is needed
+
+class BytesTest : public CudaBackendTest {
+ protected:
+  DeviceTensor Ints(const std::vector<int32_t>& values) { return Upload(IntTensor(values)); }
+
+  // Groups of `parts` parts of `rows` rows each.
+  std::unique_ptr<Weight> PackGroups(DType dtype, int32_t num_groups, int32_t parts, int64_t rows,
+                                     int64_t k) {
+    std::vector<TestTensor> tensors;
+    tensors.reserve(2 * num_groups * parts);
+    WeightSpec spec;
+    spec.use = parts == 2 ? WeightUse::kGateUp : WeightUse::kPlain;
+    spec.groups.resize(num_groups);
+    for (auto& group : spec.groups) {
+      for (int32_t i = 0; i < parts; ++i) {
+        WeightPart part;
+        part.data =
+            tensors.emplace_back(dtype, std::vector<int64_t>{rows, k}).FillNormal(random_).view();
+        if (dtype == DType::kF8E4M3) {
+          part.scale = tensors
+                           .emplace_back(DType::kF32,
+                                         std::vector<int64_t>{(rows + 127) / 128, (k + 127) / 128})
+                           .FillNormal(random_)
+                           .view();
+        }
+        group.push_back(part);
+      }
+    }
+    auto weight = backend_->PackWeight(spec);
+    EXPECT_TRUE(weight.ok()) << weight.status();
+    return *std::move(weight);
+  }
+
+  // Bytes that `op` streams from the allocation that holds `data`.
+  int64_t BytesRead(const void* data, absl::FunctionRef<absl::Status()> op) {
+    Wait();
+    emu::ResetCounters();
+    const absl::Status status = op();
+    EXPECT_TRUE(status.ok()) << status;
+    Wait();
+    return emu::GlobalBytesRead(data);
+  }
+
+  void ExpectOnce(int64_t read, int64_t needed) {
+    EXPECT_GE(read, needed);
+    EXPECT_LE(static_cast<double>(read), kMostRead * static_cast<double>(needed))
+        << static_cast<double>(read) / static_cast<double>(needed) << " times what is needed";
+  }
+
+  static const void* DataOf(const Weight& weight) {
+    return static_cast<const cuda::CudaWeight&>(weight).data();
+  }
+
+ private:
+  void Wait() {
+    char nothing = 0;
+    const TensorView none(&nothing, DType::kU8, {0});
+    const absl::Status status = backend_->Read(none, none);
+    EXPECT_TRUE(status.ok()) << status;
+  }
+};
+
+// Rows of a step that decodes; sizes that are whole tiles, and some that are not.
+const int64_t kRows[] = {1, 7, 8, 9, 32};
+struct Size {
+  int64_t n;
+  int64_t k;
+};
+const Size kSizes[] = {{64, 64}, {192, 512}, {320, 1088}};
+
+struct BytesCase {
+  DType dtype;
+  int64_t rows;
+  Size size;
+
+  int64_t bytes() const { return size.n * size.k * DTypeBytes(dtype); }
+};
+
+std::vector<BytesCase> Cases() {
+  std::vector<BytesCase> cases;
+  for (DType dtype : {DType::kBF16, DType::kF8E4M3}) {
+    for (const Size& size : kSizes) {
+      for (int64_t rows : kRows) cases.push_back({dtype, rows, size});
+    }
+  }
+  return cases;
+}
+
+std::string NameOf(const BytesCase& c) {
+  return std::string(DTypeName(c.dtype)) + "_" + std::to_string(c.size.n) + "_" +
+         std::to_string(c.size.k) + "_for_" + std::to_string(c.rows);
+}
+
+TEST_F(BytesTest, LinearReadsItsWeightOnce) {
+  for (const BytesCase& c : Cases()) {
+    SCOPED_TRACE(NameOf(c));
+    const auto weight = PackGroups(c.dtype, 1, 1, c.size.n, c.size.k);
+    const DeviceTensor x = Normal(DType::kBF16, {c.rows, c.size.k});
+    const DeviceTensor out = Normal(DType::kF32, {c.rows, c.size.n});
+    const int64_t read = BytesRead(DataOf(*weight), [&] {
+      return backend_->Linear({.x = x.view, .weight = weight.get(), .bias = {}, .out = out.view});
+    });
+    ExpectOnce(read, c.bytes());
+  }
+}
+
+TEST_F(BytesTest, GatedUpReadsItsWeightOnce) {
+  for (const BytesCase& c : Cases()) {
+    SCOPED_TRACE(NameOf(c));
+    const auto weight = PackGroups(c.dtype, 1, 2, c.size.n / 2, c.size.k);
+    const DeviceTensor x = Normal(DType::kBF16, {c.rows, c.size.k});
+    const DeviceTensor out = Normal(DType::kBF16, {c.rows, c.size.n / 2});
+    const int64_t read = BytesRead(DataOf(*weight), [&] {
+      return backend_->GatedUp({.x = x.view,
+                                .cu_rows = {},
+                                .row_idx = {},
+                                .weight = weight.get(),
+                                .workspace = {},
+                                .out = out.view});
+    });
+    ExpectOnce(read, c.bytes());
+  }
+}
+
+TEST_F(BytesTest, HeadLinearReadsTheWeightOfEachHeadOnce) {
+  constexpr int32_t kHeads = 3;
+  for (const BytesCase& c : Cases()) {
+    SCOPED_TRACE(NameOf(c));
+    const auto weight = PackGroups(c.dtype, kHeads, 1, c.size.n, c.size.k);
+    const DeviceTensor x = Normal(DType::kBF16, {c.rows, kHeads, c.size.k});
+    const DeviceTensor out = Normal(DType::kBF16, {c.rows, kHeads, c.size.n});
+    const int64_t read = BytesRead(DataOf(*weight), [&] {
+      return backend_->HeadLinear({.x = x.view, .weight = weight.get(), .out = out.view});
+    });
+    ExpectOnce(read, kHeads * c.bytes());
+  }
+}
+
+// Rows of each expert; most have none.
+struct Spread {
+  std::vector<int32_t> rows;
+
+  int32_t num_groups() const { return static_cast<int32_t>(rows.size()); }
+  int32_t num_rows() const {
+    int32_t sum = 0;
+    for (int32_t n : rows) sum += n;
+    return sum;
+  }
+  int32_t num_active() const {
+    int32_t count = 0;
+    for (int32_t n : rows) count += n > 0;
+    return count;
+  }
+  std::vector<int32_t> CuRows() const {
+    std::vector<int32_t> cu = {0};
+    for (int32_t n : rows) cu.push_back(cu.back() + n);
+    return cu;
+  }
+};
+const Spread kSpreads[] = {{{0, 0, 0, 0, 1, 0, 0, 0}},
+                           {{1, 0, 0, 1, 0, 0, 1, 1}},
+                           {{0, 0, 3, 0, 0, 2, 0, 0, 8, 0, 0, 0}},
+                           {{1, 2, 1, 1, 3, 1}},
+                           {{0, 0, 0}}};
+
+TEST_F(BytesTest, GroupedGemmReadsOnlyTheExpertsThatHaveRows) {
+  for (DType dtype : {DType::kBF16, DType::kF8E4M3}) {
+    for (const Size& size : kSizes) {
+      for (const Spread& spread : kSpreads) {
+        const BytesCase c = {dtype, spread.num_rows(), size};
+        SCOPED_TRACE(NameOf(c) + " rows of " + std::to_string(spread.num_active()) + " experts");
+        const auto weight = PackGroups(dtype, spread.num_groups(), 1, size.n, size.k);
+        // A padded step has more rows than its experts.
+        const DeviceTensor x = Normal(DType::kBF16, {c.rows + 3, size.k});
+        const DeviceTensor out = Normal(DType::kBF16, {c.rows + 3, size.n});
+        const DeviceTensor cu_rows = Ints(spread.CuRows());
+        const int64_t read = BytesRead(DataOf(*weight), [&] {
+          return backend_->GroupedGemm({.x = x.view,
+                                        .cu_rows = cu_rows.view,
+                                        .row_idx = {},
+                                        .weight = weight.get(),
+                                        .out = out.view});
+        });
+        EXPECT_EQ(read, spread.num_active() * c.bytes());
+      }
+    }
+  }
+}
+
+TEST_F(BytesTest, GatedUpReadsOnlyTheExpertsThatHaveRows) {
+  for (DType dtype : {DType::kBF16, DType::kF8E4M3}) {
+    for (const Spread& spread : kSpreads) {
+      const BytesCase c = {dtype, spread.num_rows(), {192, 512}};
+      SCOPED_TRACE(NameOf(c) + " rows of " + std::to_string(spread.num_active()) + " experts");
+      const auto weight = PackGroups(dtype, spread.num_groups(), 2, c.size.n / 2, c.size.k);
+      const DeviceTensor x = Normal(DType::kBF16, {c.rows + 3, c.size.k});
+      const DeviceTensor out = Normal(DType::kBF16, {c.rows + 3, c.size.n / 2});
+      const DeviceTensor cu_rows = Ints(spread.CuRows());
+      const int64_t read = BytesRead(DataOf(*weight), [&] {
+        return backend_->GatedUp({.x = x.view,
+                                  .cu_rows = cu_rows.view,
+                                  .row_idx = {},
+                                  .weight = weight.get(),
+                                  .workspace = {},
+                                  .out = out.view});
+      });
+      EXPECT_EQ(read, spread.num_active() * c.bytes());
+    }
+  }
+}
+
+TEST_F(BytesTest, MlaDecodeWithSixteenHeadsReadsEachLatentOnce) {
+  constexpr int64_t kHeads = 16;
+  constexpr int64_t kLatent = 512;
+  constexpr int64_t kWidth = kLatent + 64;
+  constexpr int64_t kBlockTokens = 64;
+  const std::vector<int32_t> batches[] = {{1}, {64}, {65}, {130, 1, 700}, {2500}, {40, 0, 300, 7}};
+  for (const std::vector<int32_t>& contexts : batches) {
+    SCOPED_TRACE(testing::PrintToString(contexts));
+    const auto num_seqs = static_cast<int64_t>(contexts.size());
+    int64_t num_keys = 0;
+    int32_t num_tokens = 0;
+    int32_t most_blocks = 1;
+    std::vector<int32_t> cu_seqlens = {0};
+    for (int32_t context : contexts) {
+      num_keys += context;
+      num_tokens += context > 0;  // a padded sequence has no query
+      cu_seqlens.push_back(num_tokens);
+      most_blocks = std::max<int32_t>(most_blocks, (context + kBlockTokens - 1) / kBlockTokens);
+    }
+    TestTensor tables(DType::kI32, {num_seqs, most_blocks});
+    for (int64_t i = 0; i < tables.size(); ++i) tables.at<int32_t>(i) = static_cast<int32_t>(i);
+    const DeviceTensor q = Normal(DType::kBF16, {num_tokens, kHeads, kWidth});
+    const DeviceTensor cache = Normal(DType::kBF16, {tables.size(), kBlockTokens, kWidth});
+    const DeviceTensor block_tables = Upload(tables);
+    const DeviceTensor cu = Ints(cu_seqlens);
+    const DeviceTensor lens = Ints(contexts);
+    const DeviceTensor out = Normal(DType::kBF16, {num_tokens, kHeads, kLatent});
+    const int64_t read = BytesRead(cache.view.data, [&] {
+      return backend_->MlaAttention({.q = q.view,
+                                     .cache = cache.view,
+                                     .block_tables = block_tables.view,
+                                     .cu_seqlens_q = cu.view,
+                                     .context_lens = lens.view,
+                                     .scale = 0.1f,
+                                     .out = out.view});
+    });
+    ExpectOnce(read, num_keys * kWidth * 2);
+  }
+}
+
+}  // namespace
+}  // namespace jevons

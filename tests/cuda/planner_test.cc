@@ -1,0 +1,100 @@
+// What a model would take of a device, against what it takes.
+#include <cstdint>
+
+#include "tests/cuda/backend_fixture.h"
+#include "tests/support/tiny_model.h"
+
+namespace jevons {
+namespace {
+
+using absl::StatusCode;
+
+// A device as the emulator has it.
+const emu::DeviceOptions kPlannedDevice;
+CudaDeviceSpec PlannedSpec() {
+  return {.name = "emulated",
+          .memory_bytes = kPlannedDevice.memory_bytes,
+          .sm = kPlannedDevice.major * 10,
+          .num_sms = kPlannedDevice.num_sms};
+}
+
+void ExpectWithinOnePercent(int64_t planned, int64_t taken) {
+  EXPECT_NEAR(static_cast<double>(planned), static_cast<double>(taken),
+              0.01 * static_cast<double>(taken));
+}
+
+class CudaPlannerTest : public CudaBackendTest {
+ protected:
+  CudaPlannerTest() { planner_ = *CreateCudaPlanner(PlannedSpec()); }
+
+  std::unique_ptr<Backend> planner_;
+};
+
+TEST_F(CudaPlannerTest, WeightsTakeWhatWasPlanned) {
+  for (const ModelConfig& config : {TinyV2Config(), TinyV3Config()}) {
+    const RandomCheckpoint checkpoint(config, 7);
+    const int64_t before = planner_->AvailableBytes();
+    auto planned = LoadModelWeights(config, checkpoint, *planner_);
+    ASSERT_TRUE(planned.ok()) << planned.status();
+    const int64_t planned_bytes = before - planner_->AvailableBytes();
+    auto loaded = LoadModelWeights(config, checkpoint, *backend_);
+    ASSERT_TRUE(loaded.ok()) << loaded.status();
+    EXPECT_EQ(planned->matrix_bytes, loaded->matrix_bytes);
+    const int64_t with_weights = backend_->AvailableBytes();
+    loaded = absl::UnknownError("freed");
+    ExpectWithinOnePercent(planned_bytes, backend_->AvailableBytes() - with_weights);
+  }
+}
+
+TEST_F(CudaPlannerTest, ARunnerTakesWhatWasPlannedBesideTheWeights) {
+  const ModelConfig config = TinyV3Config();
+  const RandomCheckpoint checkpoint(config, 7);
+  int64_t taken[2] = {};
+  int64_t num_allocations = 0;
+  for (Backend* backend : {planner_.get(), backend_.get()}) {
+    auto weights = LoadModelWeights(config, checkpoint, *backend);
+    ASSERT_TRUE(weights.ok()) << weights.status();
+    const int64_t loaded = backend->AvailableBytes();
+    num_allocations = emu::OutstandingAllocations();
+    auto runner = ModelRunner::Create(config, *std::move(weights), backend,
+                                      {.max_tokens = 8,
+                                       .max_num_seqs = 4,
+                                       .max_positions = 64,
+                                       .max_logits_rows = 4,
+                                       .num_valid_ids = config.vocab_size,
+                                       .num_blocks = 4,
+                                       .block_tokens = 64});
+    ASSERT_TRUE(runner.ok()) << runner.status();
+    const absl::Status warm = (*runner)->WarmUp();
+    ASSERT_TRUE(warm.ok()) << warm;
+    taken[backend == backend_.get()] = loaded - backend->AvailableBytes();
+    num_allocations = emu::OutstandingAllocations() - num_allocations;
+  }
+  // The plan rounds each allocation as the driver does, the emulator does not.
+  constexpr int64_t kUnitBytes = 512;
+  EXPECT_GE(taken[0], taken[1]);
+  EXPECT_LT(taken[0], taken[1] + num_allocations * kUnitBytes);
+}
+
+TEST_F(CudaPlannerTest, AModelThatIsTooLargeIsPlannedBelowZero) {
+  auto buffer = planner_->Allocate(int64_t{1} << 40);
+  ASSERT_TRUE(buffer.ok()) << buffer.status();
+  EXPECT_EQ((*buffer)->bytes(), int64_t{1} << 40);
+  EXPECT_LT(planner_->AvailableBytes(), kPlannedDevice.memory_bytes - (int64_t{1} << 40));
+}
+
+TEST(CudaDeviceSpecTest, KnownDevicesHaveTheirFactsAndOthersAreNamed) {
+  for (const char* name : {"a100", "h100", "h200", "b200"}) {
+    const auto spec = FindCudaDeviceSpec(name);
+    ASSERT_TRUE(spec.ok()) << spec.status();
+    EXPECT_EQ(spec->name, name);
+    EXPECT_GT(spec->memory_bytes, int64_t{70} << 30);
+    EXPECT_TRUE(spec->sm == 80 || spec->sm == 90 || spec->sm == 100);
+    EXPECT_GT(spec->num_sms, 100);
+  }
+  ExpectError(FindCudaDeviceSpec("v100"), StatusCode::kInvalidArgument,
+              {"a100", "h100", "h200", "b200", "\"v100\""});
+}
+
+}  // namespace
+}  // namespace jevons
