@@ -26,6 +26,7 @@ class CountingBackend : public Backend {
   void Reset() { totals_ = {}; }
 
   std::string Description() const override { return inner_->Description(); }
+  int64_t AvailableBytes() const override { return inner_->AvailableBytes(); }
   absl::StatusOr<std::unique_ptr<Buffer>> Allocate(int64_t bytes) override {
     return inner_->Allocate(bytes);
   }
@@ -78,6 +79,9 @@ class CountingBackend : public Backend {
   }
   absl::Status ExpertCombine(const ExpertCombineArgs& args) override {
     return inner_->ExpertCombine(args);
+  }
+  absl::Status SampleTokens(const SampleTokensArgs& args) override {
+    return inner_->SampleTokens(args);
   }
 
  private:

@@ -1,0 +1,184 @@
+#include "bench/cuda_cases.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+
+#include "bench/cuda_kernels.h"
+#include "cuda/cuda_error.h"
+
+namespace jevons {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// Recorded calls, and the time over which the host's clock runs: its own cost then disappears.
+constexpr double kGraphSeconds = 2e-3;
+constexpr double kSampleSeconds = 6e-3;
+constexpr int kMostCalls = 200;
+// Of a call of which nothing is known.
+constexpr double kLeastSeconds = 3e-6;
+
+TensorView ViewOf(void* data, DType dtype, const std::vector<int64_t>& shape) {
+  switch (shape.size()) {
+    case 1:
+      return TensorView(data, dtype, {shape[0]});
+    case 2:
+      return TensorView(data, dtype, {shape[0], shape[1]});
+    default:
+      return TensorView(data, dtype, {shape[0], shape[1], shape[2]});
+  }
+}
+
+double SecondsSince(Clock::time_point begin) {
+  return std::chrono::duration<double>(Clock::now() - begin).count();
+}
+
+}  // namespace
+
+absl::StatusOr<Backend*> CudaBench::backend() {
+  if (backend_ == nullptr) {
+    ASSIGN_OR_RETURN(backend_, NewBackend());
+    ASSIGN_OR_RETURN(mark_, backend_->Allocate(16));
+  }
+  return backend_.get();
+}
+
+absl::Status CudaBench::Wait() {
+  int32_t word = 0;
+  return backend_->Read(TensorView(&word, DType::kI32, {1}),
+                        TensorView(mark_->data(), DType::kI32, {1}));
+}
+
+absl::StatusOr<std::string> CudaBench::NoteOf(const TensorView& out) {
+  if (out.dtype != DType::kBF16 && out.dtype != DType::kF32) return std::string();
+  const int64_t count = std::min<int64_t>(out.shape[out.rank - 1], 64);
+  std::vector<float> host(count);
+  RETURN_IF_ERROR(backend_->Read(TensorView(host.data(), out.dtype, {count}),
+                                 TensorView(out.data, out.dtype, {count})));
+  const auto* halves = reinterpret_cast<const uint16_t*>(host.data());
+  for (int64_t i = 0; i < count; ++i) {
+    const float value = out.dtype == DType::kF32 ? host[i] : Bf16ToFloat(halves[i]);
+    if (!std::isfinite(value)) return std::string("NOT FINITE");
+  }
+  return std::string();
+}
+
+absl::Status CudaBench::Measure(BenchRow row, int rotations, const TensorView& out,
+                                absl::FunctionRef<absl::Status(int)> op) {
+  RETURN_IF_ERROR(op(0));
+  RETURN_IF_ERROR(Wait());
+  const CudaCeilings& limit = report_.ceilings();
+  double seconds = kLeastSeconds;
+  if (limit.read > 0) seconds = std::max(seconds, row.bytes / limit.read);
+  if (limit.bf16 > 0) seconds = std::max(seconds, row.flops / limit.bf16);
+  const int wanted = options_.tiny ? 1 : static_cast<int>(kGraphSeconds / seconds);
+  const int calls = std::clamp(wanted, 1, kMostCalls) + rotations - 1;
+  const int64_t key = next_key_++;
+  const auto run = [&] {
+    return backend_->RunStep(key, [&]() -> absl::Status {
+      for (int i = 0; i < calls; ++i) RETURN_IF_ERROR(op(i % rotations));
+      return absl::OkStatus();
+    });
+  };
+  for (int i = 0; i < 2; ++i) RETURN_IF_ERROR(run());  // once as it is, once recorded
+  RETURN_IF_ERROR(Wait());
+  auto begin = Clock::now();
+  RETURN_IF_ERROR(run());
+  RETURN_IF_ERROR(Wait());
+  const double one = SecondsSince(begin);
+  const int replays = options_.tiny ? 1 : std::max(1, static_cast<int>(kSampleSeconds / one));
+  std::vector<double> samples;
+  for (int i = 0; i < (options_.tiny ? 1 : options_.quick ? 3 : 7); ++i) {
+    begin = Clock::now();
+    for (int j = 0; j < replays; ++j) RETURN_IF_ERROR(run());
+    RETURN_IF_ERROR(Wait());
+    samples.push_back(SecondsSince(begin) / (double{1} * replays * calls));
+  }
+  row.time = Summarize(std::move(samples));
+  ASSIGN_OR_RETURN(const std::string note, NoteOf(out));
+  if (!note.empty()) row.note = row.note.empty() ? note : note + ", " + row.note;
+  report_.Add(row);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<TensorView> CudaTensors::New(DType dtype, const std::vector<int64_t>& shape) {
+  int64_t bytes = DTypeBytes(dtype);
+  for (int64_t size : shape) bytes *= size;
+  // Whole units of what FillRandom writes.
+  ASSIGN_OR_RETURN(buffers_.emplace_back(), backend_.Allocate((bytes + 15) / 16 * 16));
+  return ViewOf(buffers_.back()->data(), dtype, shape);
+}
+
+absl::StatusOr<TensorView> CudaTensors::Random(DType dtype, std::vector<int64_t> shape,
+                                               float scale) {
+  ASSIGN_OR_RETURN(const TensorView view, New(dtype, shape));
+  RETURN_IF_ERROR(cuda::ToStatus(cudaDeviceSynchronize(), "work before random numbers"));
+  const int error = FillRandom(view.data, buffers_.back()->bytes(),
+                               dtype == DType::kF32 ? RandomKind::kF32 : RandomKind::kBf16, scale,
+                               seed_++, nullptr);
+  RETURN_IF_ERROR(cuda::ToStatus(static_cast<cudaError_t>(error), "random numbers"));
+  RETURN_IF_ERROR(cuda::ToStatus(cudaDeviceSynchronize(), "random numbers"));
+  return view;
+}
+
+absl::StatusOr<TensorView> CudaTensors::Unset(DType dtype, std::vector<int64_t> shape) {
+  ASSIGN_OR_RETURN(const TensorView view, New(dtype, shape));
+  RETURN_IF_ERROR(cuda::ToStatus(cudaDeviceSynchronize(), "work before"));
+  RETURN_IF_ERROR(cuda::ToStatus(
+      cudaMemset(view.data, 0xFF, static_cast<size_t>(buffers_.back()->bytes())), "NaN"));
+  RETURN_IF_ERROR(cuda::ToStatus(cudaDeviceSynchronize(), "NaN"));
+  return view;
+}
+
+ModelConfig V2LiteConfig(bool tiny) {
+  ModelConfig c;
+  c.model_type = "deepseek_v2";
+  c.vocab_size = tiny ? 256 : 102400;
+  c.hidden_size = tiny ? 128 : 2048;
+  c.intermediate_size = tiny ? 192 : 10944;
+  c.moe_intermediate_size = tiny ? 64 : 1408;
+  c.num_hidden_layers = tiny ? 2 : 27;
+  c.num_attention_heads = tiny ? 2 : 16;
+  c.kv_lora_rank = tiny ? 64 : 512;
+  c.qk_nope_head_dim = tiny ? 64 : 128;
+  c.qk_rope_head_dim = 64;
+  c.v_head_dim = tiny ? 64 : 128;
+  c.n_routed_experts = tiny ? 8 : 64;
+  c.n_shared_experts = 2;
+  c.num_experts_per_tok = tiny ? 2 : 6;
+  c.topk_method = "greedy";
+  c.scoring_func = "softmax";
+  c.first_k_dense_replace = 1;
+  c.rms_norm_eps = 1e-6;
+  c.rope_theta = 10000;
+  c.rope_scaling = {.yarn = true, .factor = 40, .mscale = 0.707, .mscale_all_dim = 0.707};
+  c.max_position_embeddings = 163840;
+  return c;
+}
+
+ModelConfig V3Config(bool tiny) {
+  ModelConfig c = V2LiteConfig(tiny);
+  c.model_type = "deepseek_v3";
+  c.topk_method = "noaux_tc";
+  c.scoring_func = "sigmoid";
+  c.norm_topk_prob = true;
+  c.routed_scaling_factor = 2.5;
+  c.n_shared_experts = 1;
+  c.n_group = tiny ? 4 : 8;
+  c.topk_group = tiny ? 2 : 4;
+  c.q_lora_rank = tiny ? 64 : 1536;
+  if (tiny) return c;
+  c.vocab_size = 129280;
+  c.hidden_size = 7168;
+  c.intermediate_size = 18432;
+  c.moe_intermediate_size = 2048;
+  c.num_hidden_layers = 61;
+  c.num_attention_heads = 128;
+  c.n_routed_experts = 256;
+  c.num_experts_per_tok = 8;
+  c.first_k_dense_replace = 3;
+  return c;
+}
+
+}  // namespace jevons

@@ -1,0 +1,110 @@
+// Latent attention over the paged cache: decode at serving batches, prompts as one piece.
+#include <algorithm>
+#include <numeric>
+
+#include "absl/strings/str_cat.h"
+#include "bench/cuda_cases.h"
+
+namespace jevons {
+namespace {
+
+constexpr int64_t kBlock = 64;
+
+// Decode: published for one H100, the core alone, bf16 cache, in us.
+struct Shape {
+  int64_t num_seqs;
+  int64_t context;
+  int64_t num_queries;  // of each sequence
+  double peer_us_16 = 0;
+  double peer_us_128 = 0;
+};
+constexpr Shape kDecode[] = {{1, 1024, 1, 14.7, 17.6},   {32, 1024, 1, 28.6, 50.6},
+                             {64, 1024, 1, 46.7, 55.9},  {256, 1024, 1, 121, 187},
+                             {64, 4096, 1, 119, 139},    {256, 4096, 1, 413, 535},
+                             {256, 16384, 1, 1582, 1862}};
+// Prompts: peers compute the form with keys and values of each head, of fewer flops; their time for
+// the same prompt stands here (544 and 590 TFLOP/s).
+constexpr Shape kPrefill[] = {
+    {1, 512, 512}, {1, 4096, 4096, 0, 1263}, {1, 8192, 8192}, {1, 16384, 512}};
+
+absl::Status RunShape(CudaBench& bench, const std::string& name, int64_t heads,
+                      const Shape& shape) {
+  ASSIGN_OR_RETURN(Backend * backend, bench.backend());
+  CudaTensors t(*backend);
+  const int64_t latent = bench.options().tiny ? 64 : 512;
+  const int64_t entry = latent + 64;
+  const int64_t blocks_each = (shape.context + kBlock - 1) / kBlock;
+  const int64_t blocks = shape.num_seqs * blocks_each;
+  // Other caches from call to call, as from layer to layer.
+  const double cache_bytes = static_cast<double>(2 * blocks * kBlock * entry);
+  const int64_t layers =
+      bench.options().tiny ? 2
+                           : std::clamp<int64_t>(static_cast<int64_t>(256e6 / cache_bytes), 1, 64);
+  ASSIGN_OR_RETURN(const TensorView cache,
+                   t.Random(DType::kBF16, {layers * blocks, kBlock, entry}));
+  std::vector<int32_t> table(blocks);
+  std::iota(table.begin(), table.end(), 0);
+  Random random(1);
+  for (int64_t i = blocks - 1; i > 0; --i) std::swap(table[i], table[random.Below(i + 1)]);
+  std::vector<int32_t> cu(shape.num_seqs + 1);
+  for (int64_t s = 0; s <= shape.num_seqs; ++s) cu[s] = static_cast<int32_t>(s * shape.num_queries);
+  const std::vector<int32_t> lens(shape.num_seqs, static_cast<int32_t>(shape.context));
+  const int64_t tokens = shape.num_seqs * shape.num_queries;
+  MlaAttentionArgs args;
+  ASSIGN_OR_RETURN(args.q, t.Random(DType::kBF16, {tokens, heads, entry}));
+  ASSIGN_OR_RETURN(const TensorView tables, t.Copy(DType::kI32, table));
+  args.block_tables = TensorView(tables.data, DType::kI32, {shape.num_seqs, blocks_each});
+  ASSIGN_OR_RETURN(args.cu_seqlens_q, t.Copy(DType::kI32, cu));
+  ASSIGN_OR_RETURN(args.context_lens, t.Copy(DType::kI32, lens));
+  ASSIGN_OR_RETURN(args.out, t.Unset(DType::kBF16, {tokens, heads, latent}));
+  args.scale = 0.1f;
+  BenchRow row;
+  row.name = absl::StrCat(name, "_", shape.num_seqs, "x", shape.context);
+  if (shape.num_queries > 1) absl::StrAppend(&row.name, "_q", shape.num_queries);
+  // A cache once, queries and results once; scores and weighted values in the absorbed form.
+  row.bytes = 2.0 * static_cast<double>(shape.num_seqs * shape.context * entry +
+                                        tokens * heads * (entry + latent));
+  const int64_t n = shape.num_queries;
+  const double pairs = static_cast<double>(n * shape.context - n * (n - 1) / 2);
+  row.flops = 2 * static_cast<double>(shape.num_seqs) * pairs *
+              static_cast<double>(heads * (entry + latent));
+  row.peer_us = heads == 16 ? shape.peer_us_16 : heads == 128 ? shape.peer_us_128 : 0;
+  row.peer = n == 1 ? "TRT-LLM on an H100" : "TRT-LLM on an H100, other form";
+  return bench.Measure(row, static_cast<int>(layers), args.out, [&](int i) {
+    args.cache = cache.Slice(i * blocks, blocks);
+    return backend->MlaAttention(args);
+  });
+}
+
+absl::Status RunAll(CudaBench& bench, const std::string& name, int64_t heads,
+                    std::vector<Shape> shapes) {
+  if (bench.options().tiny) shapes = {{2, 130, shapes[0].num_queries > 1 ? 70 : 1}};
+  for (const Shape& shape : shapes) {
+    if (bench.TimeIsUp()) return absl::OkStatus();
+    if (bench.options().quick && shape.num_seqs * shape.context > 300000) continue;
+    RETURN_IF_ERROR(RunShape(bench, name, bench.options().tiny ? 2 : heads, shape));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+std::vector<CudaCase> MlaCases() {
+  std::vector<CudaCase> out;
+  for (const int64_t heads : {16, 128}) {
+    const std::string model = heads == 16 ? "v2lite" : "v3";
+    const std::string decode = model + "/mla_decode";
+    out.push_back(
+        {decode, absl::StrCat(heads, " heads, sequences x tokens of context"), [=](CudaBench& b) {
+           return RunAll(b, decode, heads, {std::begin(kDecode), std::end(kDecode)});
+         }});
+    const std::string prefill = model + "/mla_prefill";
+    out.push_back({prefill, absl::StrCat(heads, " heads, whole prompts and the end of a long one"),
+                   [=](CudaBench& b) {
+                     return RunAll(b, prefill, heads, {std::begin(kPrefill), std::end(kPrefill)});
+                   }});
+  }
+  return out;
+}
+
+}  // namespace jevons
