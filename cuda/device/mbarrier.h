@@ -20,8 +20,7 @@ struct alignas(8) MBarrier {
 
 // One thread initialises, then FenceMBarrierInit, then a block barrier.
 __device__ __forceinline__ void MBarrierInit(MBarrier& barrier, int num_arrivals) {
-  JEVONS_SM90("mbarrier.init.shared.b64 [%0], %1;" ::"r"(SharedAddress(&barrier)),
-              "r"(num_arrivals)
+  JEVONS_SM90("mbarrier.init.shared.b64 [%0], %1;" ::"r"(SharedAddress(&barrier)), "r"(num_arrivals)
               : "memory");
 }
 __device__ __forceinline__ void FenceMBarrierInit() {

@@ -45,8 +45,8 @@ void ResetCounters();
 // Text with kernel, block, thread, file and line. By default it is printed and the process aborts;
 // a test may take it instead.
 void ReportMisuse(const std::string& text);
-void TakeMisuses(bool take);       // false: back to the default
-std::string LastMisuse();          // empties it; "" where there was none
+void TakeMisuses(bool take);  // false: back to the default
+std::string LastMisuse();     // empties it; "" where there was none
 
 // The seed of all random choices: JEVONS_EMU_SEED, else fixed. Printed with every misuse.
 uint64_t Seed();

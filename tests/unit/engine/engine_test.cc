@@ -13,8 +13,8 @@ namespace {
 
 // An emulated device takes fewer.
 constexpr int kRequests = kTestsCuda ? 4 : 8;
-constexpr int kLongestPrompt = kTestsCuda ? 90 : 150;
-constexpr int kNewTokens = kTestsCuda ? 12 : 40;
+constexpr int kLongestPrompt = kTestsCuda ? 60 : 150;
+constexpr int kNewTokens = kTestsCuda ? 24 : 40;
 
 // Requests of different lengths, greedy and sampled, that run to their length.
 std::vector<GenerationRequest> MakeRequests(int count, int max_prompt) {
@@ -98,7 +98,7 @@ TEST_P(SameBytes, WithPromptsCutIntoChunksOf1And7And64) {
 
 TEST_P(SameBytes, AfterPreemption) {
   EngineOptions options = DefaultOptions();
-  options.kv_cache_tokens = kTestsCuda ? 128 : 320;  // the longest request alone takes 102 or 190
+  options.kv_cache_tokens = kTestsCuda ? 128 : 320;  // the longest request alone takes 84 or 190
   auto engine = StartTinyEngine(GetParam(), options, &clock_);
   ExpectAllSame(RunTogether(*engine, requests_));
   EXPECT_GT(engine->stats().num_preemptions, 0);
