@@ -4,10 +4,15 @@
 #include <string>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/time/clock.h"
+#include "base/log.h"
 #include "model/tensor_specs.h"
 
 namespace jevons {
 namespace {
+
+constexpr absl::Duration kProgressInterval = absl::Seconds(5);
 
 float LoadValue(const TensorView& t, int64_t index) {
   const char* at = static_cast<const char*>(t.data) + index * DTypeBytes(t.dtype);
@@ -55,6 +60,7 @@ class Loader {
     for (int32_t i = 0; i < config_.num_hidden_layers; ++i) {
       ASSIGN_OR_RETURN(LayerWeights layer, LoadLayer(i));
       out.layers.push_back(std::move(layer));
+      ShowProgress(i + 1);
       for (const std::string& name : read_) checkpoint_.Release(name);
       read_.clear();
     }
@@ -66,6 +72,19 @@ class Loader {
   }
 
  private:
+  // A line now and then, where loading takes long.
+  void ShowProgress(int32_t num_layers) {
+    const absl::Time now = absl::Now();
+    if (now - last_shown_ < kProgressInterval) return;
+    last_shown_ = now;
+    const double gigabytes = static_cast<double>(matrix_bytes_) / 1e9;
+    LogInfo("loading",
+            {{"layers", absl::StrCat(num_layers, "/", config_.num_hidden_layers)},
+             {"gigabytes", absl::StrFormat("%.1f", gigabytes)},
+             {"gigabytes_per_second",
+              absl::StrFormat("%.2f", gigabytes / absl::ToDoubleSeconds(now - start_))}});
+  }
+
   absl::StatusOr<LayerWeights> LoadLayer(int32_t layer_idx) {
     const std::string prefix = absl::StrCat("model.layers.", layer_idx, ".");
     LayerWeights out;
@@ -272,6 +291,8 @@ class Loader {
   const ModelConfig& config_;
   const Checkpoint& checkpoint_;
   Backend& backend_;
+  const absl::Time start_ = absl::Now();
+  absl::Time last_shown_ = start_;
   std::vector<std::string> read_;
   int64_t matrix_bytes_ = 0;
 };
