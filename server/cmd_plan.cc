@@ -45,6 +45,7 @@ absl::Status Plan(const PlanFlags& flags) {
   } else {
     Print(values);
   }
+  std::fflush(stdout);  // before the error, if there is one
   return CheckFits(plan, flags.engine);
 }
 
