@@ -127,11 +127,17 @@ absl::StatusOr<std::span<const SampleResult>> DeviceSampler::Read() {
   const Outputs out = Parts(host_outputs_.data());
   for (size_t r = 0; r < results_.size(); ++r) {
     SampleResult& result = results_[r];
-    result.chosen = {out.token.ptr<int32_t>()[r], out.logprob.ptr<float>()[r]};
+    // A scored id stays what it is where its row is lost.
+    const SampleRow& row = host_rows_[r];
+    const int32_t id = row.mode == SampleMode::kScore ? row.score_id : out.token.ptr<int32_t>()[r];
+    result.chosen = {id, out.logprob.ptr<float>()[r]};
     for (size_t i = 0; i < result.top.size(); ++i) {
       result.top[i] = {out.top_ids.row<int32_t>(static_cast<int64_t>(r))[i],
                        out.top_logprobs.row<float>(static_cast<int64_t>(r))[i]};
     }
+    // Where fewer ids have a finite logit than were asked for, or the row is lost.
+    if (out.token.ptr<int32_t>()[r] < 0) result.top.clear();
+    while (!result.top.empty() && result.top.back().id < 0) result.top.pop_back();
   }
   return results_;
 }

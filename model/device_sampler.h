@@ -20,7 +20,9 @@ struct SampleRequest {
   int32_t num_top = 0;                     // in [0, DeviceSampler::kMaxTop]
 };
 
-// `chosen` is the drawn or scored id; id -1: the row's logits are not finite.
+// `chosen` is the drawn or scored id. A row whose logits are not finite is lost: a drawn id is then
+// -1, the log-probability NaN and `top` empty. `top` holds finite ones alone, so it may be shorter
+// than was asked for.
 using SampleResult = Logprobs;
 
 // Used by one thread at a time. All memory is taken in Create.

@@ -224,6 +224,7 @@ TEST_F(EngineTest, ANanRowEndsThatRequestAloneWithInternal) {
   EngineOptions options = DefaultOptions();
   options.num_threads = 2;
   options.cpu_target = TestCpuTarget();
+  options.backend = TestBackendKind();
   auto model =
       LoadModel(options, TinyV3Config(), PoisonedCheckpoint(TinyV3Config(), 7), nullptr, nullptr);
   ASSERT_TRUE(model.ok()) << model.status();
@@ -235,12 +236,18 @@ TEST_F(EngineTest, ANanRowEndsThatRequestAloneWithInternal) {
   good.sampling.logit_bias = {{PoisonedCheckpoint::kPoisonedId, -100.0f}};
   GenerationRequest bad = good;
   bad.prompt_ids = {3, PoisonedCheckpoint::kPoisonedId, 5};
+  bad.num_prompt_logprobs = 0;
   const std::vector<Outcome> outcomes = RunTogether(*engine, {good, bad, good});
   const Outcome want = RunTogether(*clean, {good})[0];
   ExpectSame(outcomes[0], want);
   ExpectSame(outcomes[2], want);
   EXPECT_EQ(outcomes[1].end.reason, FinishReason::kError);
   EXPECT_EQ(outcomes[1].end.error.code(), absl::StatusCode::kInternal);
+  // What is scored keeps its id, whatever its logits are.
+  ASSERT_EQ(outcomes[1].prompt_logprobs.size(), 2u);
+  for (size_t i = 0; i < 2; ++i) {
+    EXPECT_EQ(outcomes[1].prompt_logprobs[i].chosen.id, bad.prompt_ids[i + 1]);
+  }
   ExpectDrained(*engine);
 }
 
