@@ -19,7 +19,8 @@ constexpr double kLargest = 2e-3;
 constexpr double kMedian = 2e-4;
 
 // The largest hundredth of a case's few hundred differences are tokens whose router turned at a near
-// tie, in one rounding or in the other: their size says little. One case of five needs this.
+// tie, in one rounding or in the other. deepseek_v2_groups misses the reference's own by an eighth,
+// and this keeps it from missing by more; the other cases must keep to it.
 constexpr double kTurnedRouters = 1.25;
 
 class Oracle : public testing::TestWithParam<std::string> {};
@@ -34,9 +35,9 @@ class Differences {
     testing::Test::RecordProperty("largest", std::to_string(Quantile(1)));
   }
   // `allowed`: what the reference itself loses with bf16 activations.
-  void ExpectBf16(const nlohmann::json& allowed) {
+  void ExpectBf16(const nlohmann::json& allowed, double turned_routers) {
     EXPECT_LE(Quantile(0.5), allowed["median"].get<double>());
-    EXPECT_LE(Quantile(0.99), kTurnedRouters * allowed["p99"].get<double>());
+    EXPECT_LE(Quantile(0.99), turned_routers * allowed["p99"].get<double>());
     testing::Test::RecordProperty("median", std::to_string(Quantile(0.5)));
     testing::Test::RecordProperty("p99", std::to_string(Quantile(0.99)));
   }
@@ -99,7 +100,8 @@ TEST_P(Oracle, LogprobsAndGreedyIdsAgreeWithTheReference) {
   }
   if (kTestsCuda) {
     // The reference's own error is that of the prompts.
-    of_prompts.ExpectBf16(expected["bf16_error_of_the_reference"]);
+    const double turned_routers = GetParam() == "deepseek_v2_groups" ? kTurnedRouters : 1;
+    of_prompts.ExpectBf16(expected["bf16_error_of_the_reference"], turned_routers);
   } else {
     differences.ExpectFloat();
   }
