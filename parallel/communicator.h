@@ -1,0 +1,76 @@
+// What the ranks of a group say to each other in a step: one contract, three ways to carry it.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+
+#include "absl/time/time.h"
+#include "base/status.h"
+
+namespace jevons {
+
+// A rank is one device with the process or thread that drives it.
+struct RankInfo {
+  int32_t rank = 0;
+  int32_t world_size = 1;
+};
+
+enum class ReduceOp { kSum, kMin, kMax };
+
+// Bytes for and from every rank, each array with world_size entries. Byte ranges of `recv` must not
+// overlap each other or `send`.
+struct AllToAllArgs {
+  const void* send = nullptr;
+  std::span<const int64_t> send_offsets = {};
+  std::span<const int64_t> send_bytes = {};
+  void* recv = nullptr;
+  std::span<const int64_t> recv_offsets = {};
+  std::span<const int64_t> recv_bytes = {};
+};
+
+// A member of a group whose ranks make the same calls in the same order. Used by one thread, but for
+// Abort.
+//
+// Buffers of AllToAll, AllGather and Broadcast are data of this rank's backend: host memory, or
+// device memory whose copies are queued on the backend's stream. Either way what the backend does
+// after the call sees what arrived, and send buffers may change. The other calls take host memory
+// and return when they are done.
+//
+// Sizes that do not fit together, here or between ranks, are INVALID_ARGUMENT with both. A rank
+// that does not take part within the timeout is DEADLINE_EXCEEDED with the call, the rank and the
+// time; a rank that is gone, or an abort, is ABORTED with the reason. After an error the group is
+// broken: every later call returns the first error at once. A group is not repaired, but made anew.
+class Communicator {
+ public:
+  virtual ~Communicator() = default;
+
+  // "threads", "gloo over tcp", "nccl 2.28"
+  virtual std::string Description() const = 0;
+  virtual RankInfo info() const = 0;
+
+  // Rank s's bytes for this rank land at recv_offsets[s]. send_bytes[d] here must be
+  // recv_bytes[rank] at d; 0 bytes are allowed.
+  virtual absl::Status AllToAll(const AllToAllArgs& args) = 0;
+  // recv [world_size, bytes]: what each rank sent, by rank.
+  virtual absl::Status AllGather(const void* send, int64_t bytes, void* recv) = 0;
+  // `data` of the root to all.
+  virtual absl::Status Broadcast(void* data, int64_t bytes, int32_t root) = 0;
+  // values[i] = op over the ranks' values[i], on all of them. Integers alone: a sum of floats would
+  // depend on the order.
+  virtual absl::Status AllReduce(std::span<int64_t> values, ReduceOp op) = 0;
+  // Returns when all ranks have called it. Takes its own timeout: ranks load at different speeds.
+  virtual absl::Status Barrier(absl::Duration timeout) = 0;
+  // Waits for everything queued, with its errors. Nothing to do for host memory.
+  virtual absl::Status Wait() = 0;
+
+  // Ends a call that waits, here and, as far as they can be reached, at the other ranks; breaks the
+  // group. From any thread, any number of times; the first reason counts.
+  virtual void Abort(const std::string& reason) = 0;
+};
+
+struct CommunicatorOptions {
+  absl::Duration timeout = absl::Seconds(30);  // of each wait for other ranks, but for Barrier
+};
+
+}  // namespace jevons
