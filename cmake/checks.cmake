@@ -30,7 +30,7 @@ endif()
 
 # A header with a source of its own is that source's first include (the layer check sees to it), so it compiles
 # alone. Each other header gets a source that includes nothing else.
-set(header_folders base ops cpu cuda model scheduler engine tests/support)
+set(header_folders base ops cpu cuda parallel model scheduler engine tests/support)
 if(JEVONS_SERVER)
   list(APPEND header_folders server client)
 endif()

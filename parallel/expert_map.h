@@ -17,8 +17,10 @@ class ExpertMap {
  public:
   ExpertMap() = default;
 
-  // Experts in order, an equal share for each rank; the slots that are left over repeat experts from
-  // the first on. INVALID_ARGUMENT if there are fewer slots than experts.
+  // Experts in order, an equal share for each rank, which differ by one where they must. A slot that
+  // is left over takes, of the experts that its rank lacks, the first of those with the fewest
+  // slots; where the rank holds them all it stays empty. INVALID_ARGUMENT if there are fewer slots
+  // than experts.
   static absl::StatusOr<ExpertMap> Even(int32_t num_experts, int32_t num_ranks,
                                         int32_t slots_per_rank);
   // slot_expert[s] is the expert of slot s, [num_ranks * slots_per_rank]; -1 is an empty slot.
@@ -31,11 +33,13 @@ class ExpertMap {
   int32_t num_ranks() const { return num_ranks_; }
   int32_t num_slots() const { return static_cast<int32_t>(slot_expert_.size()); }
   int32_t slots_per_rank() const { return num_slots() / num_ranks_; }
+  int32_t rank_of(int32_t slot) const { return slot / slots_per_rank(); }
+  // -1 for an empty slot.
   int32_t expert_of(int32_t slot) const { return slot_expert_[slot]; }
   // Slots of the expert, ascending; at least one.
   std::span<const int32_t> slots_of(int32_t expert) const {
-    return std::span(expert_slots_).subspan(cu_slots_[expert],
-                                            cu_slots_[expert + 1] - cu_slots_[expert]);
+    return std::span(expert_slots_)
+        .subspan(cu_slots_[expert], cu_slots_[expert + 1] - cu_slots_[expert]);
   }
   // As above, flat, for a device: expert e has expert_slots()[cu_slots()[e], cu_slots()[e + 1]).
   std::span<const int32_t> cu_slots() const { return cu_slots_; }
@@ -46,8 +50,12 @@ class ExpertMap {
   }
 
   // The slot that serves this choice of a token of rank `from`: the replica on that rank where there
-  // is one, else one that `token_idx` picks, so that tokens spread over replicas.
+  // is one, else slots_of(expert)[(token_idx + from + expert) % replicas]. So a rank's tokens spread
+  // over the replicas, and so do the single tokens of many ranks and of many experts.
+  // token_idx >= 0: any number that tells the tokens of a step apart.
   int32_t SlotFor(int32_t expert, int32_t from, int64_t token_idx) const;
+
+  bool operator==(const ExpertMap& other) const = default;
 
  private:
   int32_t num_experts_ = 0;
