@@ -2,7 +2,7 @@
 .SUFFIXES:
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help setup build serve test bench format asan tsan clang clean
+.PHONY: help setup build serve test bench balance-report ep-sim format asan tsan clang clean
 
 # What `make serve` serves, and further flags for it, as in ARGS="--listen 127.0.0.1:9000".
 MODEL ?= $(DEMO)
@@ -11,7 +11,7 @@ DEMO := tools/demo_model/checkpoint
 JOBS ?= $(shell tools/jobs.sh)
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-21s %s\n", $$1, $$2 }'
 
 setup: ## install the Debian packages that are missing
 	@tools/setup.sh
@@ -34,6 +34,14 @@ test: ## build everything, run every test and check
 bench: build/build.ninja ## measure the machine and two models on it: ARGS="<flags>"
 	@cmake --build build -j $(JOBS) --target jevons_bench
 	build/bench/jevons_bench $(ARGS)
+
+balance-report: build/build.ninja ## balance ranks under a skewed load, and draw docs/balance.svg
+	@cmake --build build -j $(JOBS) --target balance_report
+	build/bench/balance_report docs/balance.svg
+
+ep-sim: build/build.ninja ## simulate V3 on 8 to 144 GPUs, and draw docs/ep_sim.svg: ARGS="<flags>"
+	@cmake --build build -j $(JOBS) --target ep_sim
+	build/bench/ep_sim --json build/ep_sim.jsonl --plot docs/ep_sim.svg $(ARGS)
 
 format: setup ## format the C++ sources
 	@tools/format.sh

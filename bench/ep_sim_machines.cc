@@ -1,0 +1,121 @@
+#include "bench/ep_sim_machines.h"
+
+#include <cmath>
+
+namespace jevons::ep_sim {
+namespace {
+
+constexpr double kTera = 1e12;
+constexpr double kMicro = 1e-6;
+
+}  // namespace
+
+ModelConfig V3() {
+  ModelConfig c;
+  c.model_type = "deepseek_v3";
+  c.vocab_size = 129280;
+  c.hidden_size = 7168;
+  c.intermediate_size = 18432;
+  c.moe_intermediate_size = 2048;
+  c.num_hidden_layers = 61;
+  c.num_attention_heads = 128;
+  c.q_lora_rank = 1536;
+  c.kv_lora_rank = 512;
+  c.qk_nope_head_dim = 128;
+  c.qk_rope_head_dim = 64;
+  c.v_head_dim = 128;
+  c.n_routed_experts = 256;
+  c.n_shared_experts = 1;
+  c.num_experts_per_tok = 8;
+  c.n_group = 8;
+  c.topk_group = 4;
+  c.first_k_dense_replace = 3;
+  return c;
+}
+
+// read: what the best published kernels reach (3.05 and 4.26 TB/s in TensorRT-LLM's V3 experts),
+// rounded down. Links: NVIDIA's data sheets, one direction; a 400 Gb/s adapter a GPU.
+Gpu H100() {
+  return {.name = "H100", .memory_bytes = 80e9, .read = 3.0 * kTera, .nvlink = 450e9, .rdma = 50e9};
+}
+
+Gpu H200() {
+  return {
+      .name = "H200", .memory_bytes = 141e9, .read = 4.3 * kTera, .nvlink = 450e9, .rdma = 50e9};
+}
+
+Gpu H800() {
+  Gpu gpu = H100();
+  gpu.name = "H800";
+  gpu.nvlink = 200e9;
+  return gpu;
+}
+
+Kernels PublishedKernels(const Gpu& gpu) {
+  return {.name = "published",
+          .linear = 1300 * kTera,  // block FP8, DeepGEMM in SGLang, 4,096 rows: 976 to 1,376
+          .head = 800 * kTera,     // cuBLAS bf16: 734 to 813
+          .grouped = (gpu.name == "H200" ? 754 : 648) * kTera,  // SGLang, V3, 16,384 tokens
+          .mla_decode = 627 * kTera,   // TensorRT-LLM, 128 heads, 256 x 16k
+          .mla_prefill = 544 * kTera,  // TensorRT-LLM, keys and values of each head, 1 x 4k
+          .mla_floor = 17.1 * kMicro,  // its 1 x 1k, 17.6, less the work
+          .boundary = 1.3 * kMicro,
+          .num_launches = 10};  // vLLM, V3.2
+}
+
+Kernels PredictedKernels() {
+  return {.name = "predicted",
+          .read_share = 0.93,     // moe.md, V3, 256 tokens: floor 3,789 us, model 4,076
+          .linear = 517 * kTera,  // moe.md: what L2 allows a tile of 128 x 128
+          .head = 517 * kTera,
+          .grouped = 466 * kTera,     // moe.md, V3, 16k tokens: 11.5 TFLOP in 24.8 ms
+          .mla_decode = 295 * kTera,  // mla.md, 128 heads
+          .mla_prefill = 306 * kTera,
+          .absorbed_prefill = true,
+          .mla_floor = 14 * kMicro,  // mla.md, 1 x 1k
+          .boundary = 1.3 * kMicro,
+          .num_launches = 16};
+}
+
+// efficiency: 39 of 50 GB/s with 128 and 256 ranks in DeepEP's own table; of NVLink 153 to 158 of
+// 200 GB/s in its normal kernels.
+Transport LowLatency() { return {.name = "low-latency", .efficiency = 0.78, .base = 10 * kMicro}; }
+
+// 24 SMs: the example of its documentation. The host waits for the sizes.
+Transport Forwarding() {
+  return {.name = "forwarding",
+          .efficiency = 0.78,
+          .base = 10 * kMicro,
+          .count = 40 * kMicro,
+          .num_sms = 24};
+}
+
+// Not published for this use: all but the efficiency are assumptions.
+Transport Nccl() {
+  return {.name = "nccl",
+          .efficiency = 0.78,
+          .base = 20 * kMicro,
+          .per_message = 0.5 * kMicro,
+          .count = 40 * kMicro,
+          .num_sms = 16};
+}
+
+int32_t SlotsPerRank(const ModelConfig& config, int32_t num_ranks, double redundancy) {
+  return static_cast<int32_t>(
+      std::ceil(config.n_routed_experts * (1 + redundancy) / num_ranks - 1e-9));
+}
+
+Deployment Baseline(const Gpu& gpu, int32_t num_ranks) {
+  Deployment d;
+  d.gpu = gpu;
+  d.kernels = PublishedKernels(gpu);
+  d.transport = LowLatency();
+  d.num_ranks = num_ranks;
+  d.slots_per_rank = SlotsPerRank(V3(), num_ranks, 0.125);
+  d.overlap = Overlap::kTwoBatches;
+  d.shared_fills_gaps = true;
+  d.imbalance = 1.15;
+  return d;
+}
+
+}  // namespace jevons::ep_sim
