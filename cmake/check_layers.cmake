@@ -1,4 +1,4 @@
-# The layer table as a test: which folder may include which, and where gRPC may appear.
+# The layer table as a test: which folder may include which, and where gRPC, CUDA, NCCL and Gloo may appear.
 #
 #   cmake -DROOT=<repository> -P cmake/check_layers.cmake
 #
@@ -31,6 +31,13 @@ set(exceptions
 
 set(grpc_headers "^(grpc|grpcpp|grpc\\+\\+)/|\\.grpc\\.pb\\.h$")
 set(grpc_folders server client proto bench tests)
+# Of other people's devices and networks a layer shows nothing: their headers stay in the files that match.
+set(cuda_headers "^(cuda[a-z0-9_]*|nvToolsExt)\\.h$")
+set(cuda_files "^(cuda|bench|tests)/|^parallel/[^/]*\\.cc$")
+set(nccl_headers "^nccl[a-z_]*\\.h$")
+set(nccl_files "^(bench|tests)/|^parallel/[^/]*\\.cc$")
+set(gloo_headers "^gloo/")
+set(gloo_files "^parallel/[^/]*\\.cc$")
 
 set(violations "")
 set(num_files 0)
@@ -50,6 +57,12 @@ macro(check_include folder file header)
   endforeach()
   if("${header}" MATCHES "${grpc_headers}" AND NOT "${folder}" IN_LIST grpc_folders)
     list(APPEND violations "${edge}: gRPC stays in server/ and client/")
+  elseif("${header}" MATCHES "${cuda_headers}" AND NOT "${file}" MATCHES "${cuda_files}")
+    list(APPEND violations "${edge}: CUDA stays in cuda/ and parallel/*.cc")
+  elseif("${header}" MATCHES "${nccl_headers}" AND NOT "${file}" MATCHES "${nccl_files}")
+    list(APPEND violations "${edge}: NCCL stays in parallel/*.cc")
+  elseif("${header}" MATCHES "${gloo_headers}" AND NOT "${file}" MATCHES "${gloo_files}")
+    list(APPEND violations "${edge}: Gloo stays in parallel/*.cc")
   elseif("${target}" IN_LIST folders AND NOT "${target}" STREQUAL "${folder}"
          AND NOT "${target}" STREQUAL "base" AND NOT "${target}" IN_LIST may_include_${folder}
          AND NOT excepted)

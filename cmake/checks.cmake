@@ -30,7 +30,7 @@ endif()
 
 # A header with a source of its own is that source's first include (the layer check sees to it), so it compiles
 # alone. Each other header gets a source that includes nothing else.
-set(header_folders base ops cpu cuda parallel model scheduler engine tests/support)
+set(header_folders base ops cpu cuda parallel model scheduler engine tests/support tests/parallel)
 if(JEVONS_SERVER)
   list(APPEND header_folders server client)
 endif()
@@ -56,7 +56,7 @@ target_compile_options(header_checks PRIVATE -O0 -g0 -Wno-unknown-pragmas)
 # Headers of cuda/ need CUDA's; the emulator's do.
 target_include_directories(header_checks BEFORE PRIVATE ${CMAKE_SOURCE_DIR}/tests/cuda_emu/include)
 target_compile_definitions(header_checks PRIVATE JEVONS_SOURCE_DIR="" JEVONS_SHARED_DIR="")
-target_link_libraries(header_checks PRIVATE jevons_base jevons_ops jevons_cpu jevons_model
+target_link_libraries(header_checks PRIVATE jevons_base jevons_ops jevons_cpu jevons_parallel jevons_model
                                             jevons_scheduler jevons_engine GTest::gtest)
 if(JEVONS_SERVER)
   target_link_libraries(header_checks PRIVATE jevons_proto)

@@ -35,12 +35,17 @@ struct AllToAllArgs {
 // Buffers of AllToAll, AllGather and Broadcast are data of this rank's backend: host memory, or
 // device memory whose copies are queued on the backend's stream. Either way what the backend does
 // after the call sees what arrived, and send buffers may change. The other calls take host memory
-// and return when they are done.
+// and return when they are done. Errors of what is queued come from a later call, Wait at the latest.
 //
-// Sizes that do not fit together, here or between ranks, are INVALID_ARGUMENT with both. A rank
-// that does not take part within the timeout is DEADLINE_EXCEEDED with the call, the rank and the
-// time; a rank that is gone, or an abort, is ABORTED with the reason. After an error the group is
-// broken: every later call returns the first error at once. A group is not repaired, but made anew.
+// Errors, with the call and its number:
+//   INVALID_ARGUMENT   arguments that do not fit together, here or between ranks, with both sides
+//   DEADLINE_EXCEEDED  a rank did not take part within the timeout, with the ranks and the time
+//   ABORTED            a rank is gone, or an abort, with the reason
+// How much of it an implementation can see is in the comment of its factory. After an error the
+// group is broken: every later call returns the first error at once, and no buffer is touched any
+// more. The error travels to the other ranks as far as they can be reached; one that cannot be ends
+// with ABORTED or with its own timeout. A group is not repaired, but made anew. A member that is
+// destroyed is gone.
 class Communicator {
  public:
   virtual ~Communicator() = default;
@@ -64,8 +69,9 @@ class Communicator {
   // Waits for everything queued, with its errors. Nothing to do for host memory.
   virtual absl::Status Wait() = 0;
 
-  // Ends a call that waits, here and, as far as they can be reached, at the other ranks; breaks the
-  // group. From any thread, any number of times; the first reason counts.
+  // Breaks the group with ABORTED: a call that waits ends, here and, as far as they can be reached, at
+  // the other ranks. A call whose data is already on its way may still end well. From any thread, any
+  // number of times; the first reason counts.
   virtual void Abort(const std::string& reason) = 0;
 };
 

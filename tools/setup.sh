@@ -6,7 +6,7 @@
 set -eu
 
 required="g++ cmake ninja-build make ccache pkg-config
-  libabsl-dev libspdlog-dev nlohmann-json3-dev libhwy-dev libpcre2-dev libcli11-dev libedit-dev
+  libabsl-dev libspdlog-dev nlohmann-json3-dev libhwy-dev libpcre2-dev libcli11-dev libedit-dev libgloo-dev
   libprotobuf-dev protobuf-compiler libgrpc++-dev protobuf-compiler-grpc libnghttp2-dev
   libgtest-dev libgmock-dev libbenchmark-dev"
 # Comes along with the others where it is offered; the format check says so where it is not.

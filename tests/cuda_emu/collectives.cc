@@ -225,4 +225,14 @@ void Arrive(Clique& clique, int rank, const std::shared_ptr<Transfer>& transfer)
   }
 }
 
+void Withdraw(Clique& clique, int rank) {
+  clique.collectives[rank].clear();
+  for (auto& [ranks, queue] : clique.sends) {
+    if (ranks.first == rank) queue.clear();
+  }
+  for (auto& [ranks, queue] : clique.receives) {
+    if (ranks.second == rank) queue.clear();
+  }
+}
+
 }  // namespace jevons::emu

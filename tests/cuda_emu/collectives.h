@@ -47,6 +47,12 @@ int64_t TypeBytes(ncclDataType_t type);  // 0: none of those supported
 // Sums of bf16 are made in f32 and rounded once; all reductions go in the order of the ranks.
 bool CanReduce(ncclDataType_t type, ncclRedOp_t op);
 
+// A rank takes back what it has come to and what is not done: nobody gets it.
+void Withdraw(Clique& clique, int rank);
+
+// nccl.cc. Puts a call into its stream, or into the group that this thread has begun.
+ncclResult_t Enqueue(ncclComm_t comm, cudaStream_t stream, const Transfer& transfer);
+
 // A rank has come to this call. Does all that now can be done.
 void Arrive(Clique& clique, int rank, const std::shared_ptr<Transfer>& transfer);
 

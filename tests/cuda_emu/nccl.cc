@@ -2,6 +2,7 @@
 
 #include <atomic>
 #include <cstring>
+#include <optional>
 
 #include "tests/cuda_emu/collectives.h"
 #include "tests/cuda_emu/emulator.h"
@@ -11,6 +12,14 @@
 namespace jevons::emu {
 namespace {
 
+// Calls of a communicator that does not block: they come into the stream when somebody has asked for
+// the communicator's state so many times.
+struct Launch {
+  cudaStream_t stream = nullptr;
+  std::vector<Transfer> calls;
+  int num_questions = 0;
+};
+
 struct Communicator {
   std::shared_ptr<Clique> clique;
   int rank = 0;
@@ -18,10 +27,15 @@ struct Communicator {
   bool blocking = true;
   bool finalized = false;
   bool aborted = false;
-  std::shared_ptr<Mark> end;  // of its last call
+  std::optional<Launch> launch;
+  ncclResult_t error = ncclSuccess;  // of this rank alone
+  std::shared_ptr<Mark> end;         // of its last call
   std::weak_ptr<Stream> last_stream;
+  // Every call that a graph holds is one more owner: while there are any the communicator stays.
+  std::shared_ptr<int> graph_calls = std::make_shared<int>(0);
 
-  bool ready() const { return clique->num_joined == clique->num_ranks; }
+  bool all_joined() const { return clique->num_joined == clique->num_ranks; }
+  bool ready() const { return all_joined() && !launch.has_value(); }
 };
 
 struct Nccl {
@@ -40,6 +54,7 @@ struct Call {
 };
 thread_local int group_depth = 0;
 thread_local std::vector<Call> group_calls;
+thread_local ncclResult_t group_error = ncclSuccess;  // of a call within the group
 thread_local std::vector<std::shared_ptr<Communicator>> group_joins;
 
 // The run of one group of calls in a stream, for each of its executions.
@@ -74,8 +89,10 @@ ncclResult_t SubmitGroupOf(State& state, const std::shared_ptr<Communicator>& co
     AddWait(state, stream, comm->end);
   }
   auto runs = std::make_shared<std::map<int64_t, GroupRun>>();
+  const std::shared_ptr<int> in_graph = captured ? comm->graph_calls : nullptr;
   const cudaError_t error = Submit(
       state, handle, {"a collective", [=, calls = std::move(calls)](int64_t execution) {
+                        static_cast<void>(in_graph);  // lives with the graph
                         const cudaError_t result = RunGroup(*comm, calls, (*runs)[execution]);
                         if (result != cudaErrorNotReady) runs->erase(execution);
                         return result;
@@ -93,6 +110,7 @@ ncclResult_t SubmitGroupOf(State& state, const std::shared_ptr<Communicator>& co
 
 ncclResult_t SubmitCalls(State& state, const std::vector<Call>& calls) {
   std::vector<bool> taken(calls.size());
+  ncclResult_t out = ncclSuccess;
   for (size_t i = 0; i < calls.size(); ++i) {
     if (taken[i]) continue;
     std::vector<Transfer> own;
@@ -102,16 +120,41 @@ ncclResult_t SubmitCalls(State& state, const std::vector<Call>& calls) {
       taken[j] = true;
       own.push_back(calls[j].transfer);
     }
-    const ncclResult_t result =
-        SubmitGroupOf(state, calls[i].comm, calls[i].stream, std::move(own));
+    const std::shared_ptr<Communicator>& comm = calls[i].comm;
+    if (!comm->blocking) {
+      comm->launch = Launch{calls[i].stream, std::move(own), state.Below(4)};
+      out = ncclInProgress;
+      continue;
+    }
+    const ncclResult_t result = SubmitGroupOf(state, comm, calls[i].stream, std::move(own));
     if (result != ncclSuccess) return result;
   }
-  return ncclSuccess;
+  return out;
+}
+
+// The state of a communicator, which moves on by being asked for.
+ncclResult_t AskFor(State& state, const std::shared_ptr<Communicator>& comm) {
+  if (comm->launch.has_value() && comm->launch->num_questions-- <= 0) {
+    Launch launch = *std::exchange(comm->launch, std::nullopt);
+    const ncclResult_t result = SubmitGroupOf(state, comm, launch.stream, std::move(launch.calls));
+    if (result != ncclSuccess) comm->error = result;
+  }
+  if (comm->error != ncclSuccess) return comm->error;
+  if (comm->clique->error != ncclSuccess) return comm->clique->error;
+  return comm->ready() ? ncclSuccess : ncclInProgress;
+}
+
+// Replays that are queued hold their graph too.
+ncclResult_t WaitForGraphs(State& state, Lock& lock, const Communicator& comm) {
+  const cudaError_t error =
+      RunUntil(state, lock, comm.device, "the end of a communicator whose calls a graph holds",
+               nullptr, [&] { return comm.graph_calls.use_count() == 1; });
+  return error == cudaErrorLaunchTimeout ? ncclInternalError : ncclSuccess;
 }
 
 ncclResult_t WaitForPeers(State& state, Lock& lock, const Communicator& comm) {
   const auto limit = std::chrono::milliseconds(state.hang_limit_ms);
-  const bool come = state.changed.wait_for(lock, limit, [&] { return comm.ready(); });
+  const bool come = state.changed.wait_for(lock, limit, [&] { return comm.all_joined(); });
   if (come) return ncclSuccess;
   ReportMisuse("ncclCommInitRank hangs: not all ranks have come");
   return ncclInternalError;
@@ -133,30 +176,25 @@ ncclResult_t Join(State& state, const std::string& id, Communicator& comm, int n
   comm.clique = clique;
   clique->devices[comm.rank] = comm.device;
   ++clique->num_joined;
-  if (comm.ready()) GetNccl().forming.erase(id);
+  if (comm.all_joined()) GetNccl().forming.erase(id);
   state.changed.notify_all();
   return ncclSuccess;
 }
 
-ncclResult_t Enqueue(ncclComm_t handle, cudaStream_t stream, const Transfer& transfer) {
-  State& state = GetState();
-  const Lock lock(state.mutex);
-  const ncclResult_t planned = CountNcclCall();
-  if (planned != ncclSuccess) return planned;
-  const std::shared_ptr<Communicator> comm = GetNccl().communicators.Find(handle);
+ncclResult_t CheckCall(Communicator* comm, const Transfer& transfer) {
   if (comm == nullptr || TypeBytes(transfer.type) == 0 || transfer.peer < 0 ||
       transfer.peer >= comm->clique->num_ranks) {
     return ncclInvalidArgument;
   }
-  if (!comm->ready() || comm->finalized || comm->aborted) return ncclInvalidUsage;
+  if (comm->finalized || comm->aborted) return ncclInvalidUsage;
+  if (!comm->ready()) {
+    // The error stays, but for one who asks too early whether all ranks have come.
+    if (comm->launch.has_value()) comm->error = ncclInvalidArgument;
+    return comm->launch.has_value() ? ncclInvalidArgument : ncclInvalidUsage;
+  }
   const bool reduces =
       transfer.kind == TransferKind::kAllReduce || transfer.kind == TransferKind::kReduceScatter;
-  if (reduces && !CanReduce(transfer.type, transfer.op)) return ncclInvalidArgument;
-  if (group_depth > 0) {
-    group_calls.push_back({comm, stream, transfer});
-    return ncclSuccess;
-  }
-  return SubmitCalls(state, {Call{comm, stream, transfer}});
+  return reduces && !CanReduce(transfer.type, transfer.op) ? ncclInvalidArgument : ncclSuccess;
 }
 
 // What a call on a living communicator gives.
@@ -172,6 +210,20 @@ ncclResult_t WithCommunicator(ncclComm_t handle, Body body) {
 }
 
 }  // namespace
+
+ncclResult_t Enqueue(ncclComm_t handle, cudaStream_t stream, const Transfer& transfer) {
+  State& state = GetState();
+  const Lock lock(state.mutex);
+  const std::shared_ptr<Communicator> comm = GetNccl().communicators.Find(handle);
+  ncclResult_t result = CountNcclCall();
+  if (result == ncclSuccess) result = CheckCall(comm.get(), transfer);
+  if (group_depth > 0) {
+    if (result == ncclSuccess) group_calls.push_back({comm, stream, transfer});
+    if (group_error == ncclSuccess) group_error = result;
+    return result;
+  }
+  return result == ncclSuccess ? SubmitCalls(state, {Call{comm, stream, transfer}}) : result;
+}
 
 int64_t OutstandingCommunicators() {
   const Lock lock(GetState().mutex);
@@ -215,7 +267,7 @@ ncclResult_t ncclCommInitRankConfig(ncclComm_t* handle, int num_ranks, ncclUniqu
       Join(state, std::string(id.internal, sizeof(id.internal)), *comm, num_ranks);
   if (joined != ncclSuccess) return joined;
   *handle = GetNccl().communicators.Add(comm);
-  if (!comm->blocking) return comm->ready() ? ncclSuccess : ncclInProgress;
+  if (!comm->blocking) return comm->all_joined() ? ncclSuccess : ncclInProgress;
   if (group_depth == 0) return WaitForPeers(state, lock, *comm);
   group_joins.push_back(comm);
   return ncclSuccess;
@@ -226,23 +278,39 @@ ncclResult_t ncclCommFinalize(ncclComm_t comm) {
   return WithCommunicator(comm, [](Communicator& c) { c.finalized = true; });
 }
 
-ncclResult_t ncclCommDestroy(ncclComm_t comm) {
-  const Lock lock(GetState().mutex);
-  return GetNccl().communicators.Remove(comm) ? ncclSuccess : ncclInvalidArgument;
+ncclResult_t ncclCommDestroy(ncclComm_t handle) {
+  State& state = GetState();
+  Lock lock(state.mutex);
+  const std::shared_ptr<Communicator> comm = GetNccl().communicators.Find(handle);
+  if (comm == nullptr || !comm->ready()) return ncclInvalidArgument;
+  const ncclResult_t result = WaitForGraphs(state, lock, *comm);
+  GetNccl().communicators.Remove(handle);
+  return result;
 }
 
-// What this rank has queued ends without a result.
-ncclResult_t ncclCommAbort(ncclComm_t comm) {
-  const ncclResult_t result = WithCommunicator(comm, [](Communicator& c) { c.aborted = true; });
-  return result == ncclSuccess ? ncclCommDestroy(comm) : result;
+// What this rank has queued ends without a result, and the others wait for it.
+ncclResult_t ncclCommAbort(ncclComm_t handle) {
+  State& state = GetState();
+  Lock lock(state.mutex);
+  const std::shared_ptr<Communicator> comm = GetNccl().communicators.Find(handle);
+  if (comm == nullptr) return ncclInvalidArgument;
+  comm->aborted = true;
+  comm->launch.reset();
+  Withdraw(*comm->clique, comm->rank);
+  state.changed.notify_all();
+  const ncclResult_t result = WaitForGraphs(state, lock, *comm);
+  GetNccl().communicators.Remove(handle);
+  return result;
 }
 
-ncclResult_t ncclCommGetAsyncError(ncclComm_t comm, ncclResult_t* error) {
-  return WithCommunicator(comm, [&](const Communicator& c) {
-    *error = c.clique->error != ncclSuccess ? c.clique->error
-             : c.ready()                    ? ncclSuccess
-                                            : ncclInProgress;
-  });
+ncclResult_t ncclCommGetAsyncError(ncclComm_t handle, ncclResult_t* error) {
+  State& state = GetState();
+  const Lock lock(state.mutex);
+  const std::shared_ptr<Communicator> comm = GetNccl().communicators.Find(handle);
+  if (comm == nullptr) return ncclInvalidArgument;
+  *error = AskFor(state, comm);
+  state.changed.notify_all();
+  return ncclSuccess;
 }
 
 ncclResult_t ncclCommCount(const ncclComm_t comm, int* count) {
@@ -285,6 +353,8 @@ ncclResult_t ncclGroupEnd() {
   if (--group_depth > 0) return ncclSuccess;
   const std::vector<Call> calls = std::exchange(group_calls, {});
   const auto joins = std::exchange(group_joins, {});
+  const ncclResult_t failed = std::exchange(group_error, ncclSuccess);
+  if (failed != ncclSuccess) return failed;
   State& state = GetState();
   Lock lock(state.mutex);
   for (const auto& comm : joins) {
@@ -292,67 +362,4 @@ ncclResult_t ncclGroupEnd() {
     if (result != ncclSuccess) return result;
   }
   return SubmitCalls(state, calls);
-}
-
-ncclResult_t ncclAllReduce(const void* from, void* to, size_t count, ncclDataType_t type,
-                           ncclRedOp_t op, ncclComm_t comm, cudaStream_t stream) {
-  return Enqueue(comm, stream,
-                 {.kind = TransferKind::kAllReduce,
-                  .from = from,
-                  .to = to,
-                  .count = static_cast<int64_t>(count),
-                  .type = type,
-                  .op = op});
-}
-
-ncclResult_t ncclReduceScatter(const void* from, void* to, size_t to_count, ncclDataType_t type,
-                               ncclRedOp_t op, ncclComm_t comm, cudaStream_t stream) {
-  return Enqueue(comm, stream,
-                 {.kind = TransferKind::kReduceScatter,
-                  .from = from,
-                  .to = to,
-                  .count = static_cast<int64_t>(to_count),
-                  .type = type,
-                  .op = op});
-}
-
-ncclResult_t ncclAllGather(const void* from, void* to, size_t from_count, ncclDataType_t type,
-                           ncclComm_t comm, cudaStream_t stream) {
-  return Enqueue(comm, stream,
-                 {.kind = TransferKind::kAllGather,
-                  .from = from,
-                  .to = to,
-                  .count = static_cast<int64_t>(from_count),
-                  .type = type});
-}
-
-ncclResult_t ncclBroadcast(const void* from, void* to, size_t count, ncclDataType_t type, int root,
-                           ncclComm_t comm, cudaStream_t stream) {
-  return Enqueue(comm, stream,
-                 {.kind = TransferKind::kBroadcast,
-                  .from = from,
-                  .to = to,
-                  .count = static_cast<int64_t>(count),
-                  .type = type,
-                  .peer = root});
-}
-
-ncclResult_t ncclSend(const void* from, size_t count, ncclDataType_t type, int peer,
-                      ncclComm_t comm, cudaStream_t stream) {
-  return Enqueue(comm, stream,
-                 {.kind = TransferKind::kSend,
-                  .from = from,
-                  .count = static_cast<int64_t>(count),
-                  .type = type,
-                  .peer = peer});
-}
-
-ncclResult_t ncclRecv(void* to, size_t count, ncclDataType_t type, int peer, ncclComm_t comm,
-                      cudaStream_t stream) {
-  return Enqueue(comm, stream,
-                 {.kind = TransferKind::kRecv,
-                  .to = to,
-                  .count = static_cast<int64_t>(count),
-                  .type = type,
-                  .peer = peer});
 }

@@ -234,6 +234,26 @@ TEST_F(NcclTest, AnAbortEndsAWaitForAPeerThatNeverComes) {
   }
 }
 
+TEST_F(NcclTest, WhatAnAbortedRankHasQueuedReachesNobody) {
+  std::atomic<bool> aborted{false};
+  RunRanks(2, [&](Rank& r) {
+    r.Set<int32_t>({r.rank});
+    if (r.rank == 0) {
+      NCCL_OK(ncclAllReduce(r.in, r.out, 1, ncclInt32, ncclSum, r.comm, r.stream));
+      for (int i = 0; i < 50; ++i) cudaStreamQuery(r.stream);  // it has come
+      NCCL_OK(ncclCommAbort(r.comm));
+      CUDA_OK(cudaStreamSynchronize(r.stream));
+      aborted = true;
+    } else {
+      while (!aborted) std::this_thread::yield();
+      NCCL_OK(ncclAllReduce(r.in, r.out, 1, ncclInt32, ncclSum, r.comm, r.stream));
+      for (int i = 0; i < 50; ++i) EXPECT_CUDA(cudaErrorNotReady, cudaStreamQuery(r.stream));
+      NCCL_OK(ncclCommAbort(r.comm));
+    }
+    r.comm = nullptr;
+  });
+}
+
 TEST_F(NcclTest, AWaitThatNobodyEndsIsAMisuse) {
   SetHangLimit(30);
   HoldRank(1);
@@ -267,32 +287,17 @@ TEST_F(NcclTest, AnAsynchronousErrorReachesEveryRank) {
   EXPECT_EQ(num_errors, 4);
 }
 
-TEST_F(NcclTest, ACommunicatorThatDoesNotBlockSaysWhenAllHaveCome) {
-  ncclUniqueId id;
-  NCCL_OK(ncclGetUniqueId(&id));
-  ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
-  config.blocking = 0;
-  ncclComm_t comms[2] = {};
-  ncclResult_t error = ncclSuccess;
-  CUDA_OK(cudaSetDevice(0));
-  EXPECT_EQ(ncclInProgress, ncclCommInitRankConfig(&comms[0], 2, id, 0, &config));
-  NCCL_OK(ncclCommGetAsyncError(comms[0], &error));
-  EXPECT_EQ(error, ncclInProgress);
-  EXPECT_EQ(ncclInvalidUsage,
-            ncclAllReduce(nullptr, nullptr, 0, ncclInt32, ncclSum, comms[0], nullptr));
-  CUDA_OK(cudaSetDevice(1));
-  EXPECT_EQ(ncclInvalidArgument, ncclCommInitRankConfig(&comms[1], 2, id, 2, &config));
-  EXPECT_EQ(ncclInvalidUsage, ncclCommInitRankConfig(&comms[1], 2, id, 0, &config));
-  NCCL_OK(ncclCommInitRankConfig(&comms[1], 2, id, 1, &config));
-  NCCL_OK(ncclCommGetAsyncError(comms[0], &error));
-  EXPECT_EQ(error, ncclSuccess);
-  int rank = -1;
-  NCCL_OK(ncclCommUserRank(comms[1], &rank));
-  EXPECT_EQ(rank, 1);
-  for (ncclComm_t comm : comms) {
-    NCCL_OK(ncclCommFinalize(comm));
-    NCCL_OK(ncclCommDestroy(comm));
-  }
+TEST_F(NcclTest, AGroupWithACallThatFailedQueuesNothing) {
+  RunRanks(1, [&](Rank& r) {
+    r.Set<int32_t>({7});
+    NCCL_OK(ncclGroupStart());
+    NCCL_OK(ncclAllReduce(r.in, r.out, 1, ncclInt32, ncclSum, r.comm, r.stream));
+    EXPECT_EQ(ncclInvalidArgument, ncclSend(r.in, 1, ncclInt32, 1, r.comm, r.stream));
+    EXPECT_EQ(ncclInvalidArgument, ncclGroupEnd());
+    EXPECT_NE(r.Get<int32_t>(1)[0], 7);
+    NCCL_OK(ncclAllReduce(r.in, r.out, 1, ncclInt32, ncclSum, r.comm, r.stream));
+    EXPECT_EQ(r.Get<int32_t>(1)[0], 7);
+  });
 }
 
 TEST_F(NcclTest, OneThreadMayHaveAllRanksInAGroup) {

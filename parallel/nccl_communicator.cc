@@ -1,0 +1,326 @@
+#include "parallel/nccl_communicator.h"
+
+#include <cuda_runtime_api.h>
+#include <nccl.h>
+
+#include <algorithm>
+#include <cstring>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "base/log.h"
+#include "parallel/call_check.h"
+#include "parallel/nccl_member.h"
+
+namespace jevons {
+namespace {
+
+// Of one AllReduce; more go in pieces.
+constexpr size_t kMaxValues = 4096;
+
+bool IsGood(ncclResult_t result) { return result == ncclSuccess || result == ncclInProgress; }
+
+ncclRedOp_t ToNccl(ReduceOp op) {
+  return op == ReduceOp::kSum ? ncclSum : op == ReduceOp::kMin ? ncclMin : ncclMax;
+}
+
+class NcclCommunicator : public Communicator {
+ public:
+  // `group` may be null.
+  NcclCommunicator(const RankInfo& info, std::unique_ptr<Communicator> group,
+                   const NcclOptions& options)
+      : info_(info),
+        group_(std::move(group)),
+        options_(options),
+        stream_(static_cast<cudaStream_t>(options.stream)),
+        member_(info, options.stream, group_.get()) {}
+  ~NcclCommunicator() override;
+
+  // Joins the group. To be called once, before all else but Abort.
+  absl::Status Start(const std::string& group_id);
+
+  std::string Description() const override;
+  RankInfo info() const override { return info_; }
+  absl::Status AllToAll(const AllToAllArgs& args) override;
+  absl::Status AllGather(const void* send, int64_t bytes, void* recv) override;
+  absl::Status Broadcast(void* data, int64_t bytes, int32_t root) override;
+  absl::Status AllReduce(std::span<int64_t> values, ReduceOp op) override;
+  absl::Status Barrier(absl::Duration timeout) override;
+  absl::Status Wait() override;
+  void Abort(const std::string& reason) override;
+
+ private:
+  // One public call: an error breaks the group, and the group's first error is what it returns.
+  absl::Status Run(const NcclCall& call, absl::FunctionRef<absl::Status()> body);
+  NcclCall NextCall(CallKind kind, absl::Duration timeout) {
+    return NcclCall(CallName(kind), ++num_calls_, timeout);
+  }
+
+  absl::Status TakeBuffers(const NcclCall& call);
+  absl::Status Connect(const NcclCall& call);
+  // Compares what the ranks are about to do, where the options say so. `args` of AllToAll alone.
+  absl::Status Compare(const NcclCall& call, const CallHeader& own, const AllToAllArgs& args);
+  // At most kMaxValues.
+  absl::Status Reduce(const NcclCall& call, std::span<int64_t> values, ReduceOp op);
+  absl::Status Copy(const NcclCall& call, void* to, const void* from, int64_t bytes);
+
+  const RankInfo info_;
+  const std::unique_ptr<Communicator> group_;
+  const NcclOptions options_;
+  const cudaStream_t stream_;
+  NcclMember member_;
+  char* device_ = nullptr;  // what calls on host memory send and receive
+  char* host_ = nullptr;    // page-locked
+  int64_t num_calls_ = 0;
+};
+
+NcclCommunicator::~NcclCommunicator() {
+  Wait().IgnoreError();  // the other ranks may still need what is queued
+  if (!member_.Close(NcclCall("End", num_calls_, options_.timeout))) {
+    // Memory that something may still write is better lost than given away.
+    LogError("nccl_communicator_stays",
+             {{"rank", info_.rank}, {"waited", absl::FormatDuration(options_.timeout)}});
+  } else {
+    cudaFree(device_);
+    cudaFreeHost(host_);
+  }
+  if (group_ != nullptr) group_->Abort(absl::StrCat("rank ", info_.rank, " is gone"));
+}
+
+absl::Status NcclCommunicator::Run(const NcclCall& call, absl::FunctionRef<absl::Status()> body) {
+  RETURN_IF_ERROR(member_.status());
+  absl::Status status =
+      member_.FromCuda(call, cudaSetDevice(options_.device), "choice of the device");
+  if (status.ok()) status = body();
+  return status.ok() ? status : member_.Break(std::move(status));
+}
+
+void NcclCommunicator::Abort(const std::string& reason) {
+  member_.Break(absl::AbortedError(reason)).IgnoreError();
+}
+
+absl::Status NcclCommunicator::Start(const std::string& group_id) {
+  const NcclCall call("Create", 0, options_.create_timeout);
+  return Run(call, [&]() -> absl::Status {
+    RETURN_IF_ERROR(ValidateRank(info_));
+    if (stream_ == nullptr) return absl::InvalidArgumentError("stream must be given");
+    if (options_.check != NcclCheck::kOff && group_ == nullptr) {
+      return absl::InvalidArgumentError("calls are compared over a group, and none was given");
+    }
+    RETURN_IF_ERROR(TakeBuffers(call));
+    RETURN_IF_ERROR(member_.Join(group_id, call));
+    return Connect(call);
+  });
+}
+
+absl::Status NcclCommunicator::TakeBuffers(const NcclCall& call) {
+  const size_t bytes =
+      std::max(kMaxValues * sizeof(int64_t), 2 * static_cast<size_t>(info_.world_size));
+  RETURN_IF_ERROR(member_.FromCuda(call, cudaMalloc(reinterpret_cast<void**>(&device_), bytes),
+                                   "device memory"));
+  RETURN_IF_ERROR(member_.FromCuda(call, cudaMallocHost(reinterpret_cast<void**>(&host_), bytes),
+                                   "page-locked memory"));
+  return member_.FromCuda(call, cudaMemsetAsync(device_, 0, bytes, stream_), "device memory");
+}
+
+// NCCL connects ranks, and takes memory for it, at their first call of a kind.
+absl::Status NcclCommunicator::Connect(const NcclCall& call) {
+  char* const other = device_ + info_.world_size;
+  RETURN_IF_ERROR(member_.Queue(call, [&](ncclComm_t comm) {
+    ncclResult_t result = ncclSuccess;
+    for (int32_t peer = 0; peer < info_.world_size && IsGood(result); ++peer) {
+      result = ncclSend(device_ + peer, 1, ncclInt8, peer, comm, stream_);
+      if (IsGood(result)) result = ncclRecv(other + peer, 1, ncclInt8, peer, comm, stream_);
+    }
+    return result;
+  }));
+  RETURN_IF_ERROR(member_.Queue(call, [&](ncclComm_t comm) {
+    return ncclAllGather(device_, other, 1, ncclInt8, comm, stream_);
+  }));
+  RETURN_IF_ERROR(member_.Queue(call, [&](ncclComm_t comm) {
+    return ncclBroadcast(device_, device_, 1, ncclInt8, 0, comm, stream_);
+  }));
+  RETURN_IF_ERROR(member_.Queue(call, [&](ncclComm_t comm) {
+    return ncclAllReduce(device_, device_, 1, ncclInt64, ncclSum, comm, stream_);
+  }));
+  return member_.WaitForStream(call);
+}
+
+std::string NcclCommunicator::Description() const {
+  int version = 0;
+  ncclGetVersion(&version);
+  return absl::StrCat("nccl ", version / 10000, ".", version / 100 % 100, ".", version % 100);
+}
+
+absl::Status NcclCommunicator::AllToAll(const AllToAllArgs& args) {
+  const NcclCall call = NextCall(CallKind::kAllToAll, options_.timeout);
+  return Run(call, [&]() -> absl::Status {
+    RETURN_IF_ERROR(ValidateAllToAll(args, info_.world_size));
+    const int64_t sent = args.send_bytes[info_.rank];
+    const int64_t expected = args.recv_bytes[info_.rank];
+    if (sent != expected) {
+      return member_.Error(call, absl::StatusCode::kInvalidArgument,
+                           absl::StrCat("sends ", sent, " bytes to itself and expects ", expected));
+    }
+    RETURN_IF_ERROR(Compare(call, {.kind = CallKind::kAllToAll}, args));
+    return member_.Queue(call, [&](ncclComm_t comm) {
+      ncclResult_t result = ncclSuccess;
+      for (int32_t peer = 0; peer < info_.world_size && IsGood(result); ++peer) {
+        const char* const send = static_cast<const char*>(args.send) + args.send_offsets[peer];
+        char* const recv = static_cast<char*>(args.recv) + args.recv_offsets[peer];
+        const size_t send_bytes = static_cast<size_t>(args.send_bytes[peer]);
+        const size_t recv_bytes = static_cast<size_t>(args.recv_bytes[peer]);
+        if (send_bytes > 0) result = ncclSend(send, send_bytes, ncclInt8, peer, comm, stream_);
+        if (recv_bytes == 0 || !IsGood(result)) continue;
+        result = ncclRecv(recv, recv_bytes, ncclInt8, peer, comm, stream_);
+      }
+      return result;
+    });
+  });
+}
+
+absl::Status NcclCommunicator::AllGather(const void* send, int64_t bytes, void* recv) {
+  const NcclCall call = NextCall(CallKind::kAllGather, options_.timeout);
+  return Run(call, [&]() -> absl::Status {
+    RETURN_IF_ERROR(ValidateBytes(CallKind::kAllGather, send, bytes));
+    RETURN_IF_ERROR(ValidateBytes(CallKind::kAllGather, recv, bytes));
+    RETURN_IF_ERROR(Compare(call, {.kind = CallKind::kAllGather, .bytes = bytes}, {}));
+    if (bytes == 0) return absl::OkStatus();
+    return member_.Queue(call, [&](ncclComm_t comm) {
+      return ncclAllGather(send, recv, static_cast<size_t>(bytes), ncclInt8, comm, stream_);
+    });
+  });
+}
+
+absl::Status NcclCommunicator::Broadcast(void* data, int64_t bytes, int32_t root) {
+  const NcclCall call = NextCall(CallKind::kBroadcast, options_.timeout);
+  return Run(call, [&]() -> absl::Status {
+    RETURN_IF_ERROR(ValidateBytes(CallKind::kBroadcast, data, bytes));
+    RETURN_IF_ERROR(ValidateRoot(root, info_.world_size));
+    RETURN_IF_ERROR(
+        Compare(call, {.kind = CallKind::kBroadcast, .root = root, .bytes = bytes}, {}));
+    if (bytes == 0) return absl::OkStatus();
+    return member_.Queue(call, [&](ncclComm_t comm) {
+      return ncclBroadcast(data, data, static_cast<size_t>(bytes), ncclInt8, root, comm, stream_);
+    });
+  });
+}
+
+absl::Status NcclCommunicator::AllReduce(std::span<int64_t> values, ReduceOp op) {
+  const NcclCall call = NextCall(CallKind::kAllReduce, options_.timeout);
+  return Run(call, [&]() -> absl::Status {
+    const int64_t bytes = static_cast<int64_t>(values.size_bytes());
+    RETURN_IF_ERROR(Compare(call, {.kind = CallKind::kAllReduce, .op = op, .bytes = bytes}, {}));
+    while (!values.empty()) {
+      const size_t piece = std::min(values.size(), kMaxValues);
+      RETURN_IF_ERROR(Reduce(call, values.first(piece), op));
+      values = values.subspan(piece);
+    }
+    return absl::OkStatus();
+  });
+}
+
+absl::Status NcclCommunicator::Barrier(absl::Duration timeout) {
+  const NcclCall call = NextCall(CallKind::kBarrier, timeout);
+  return Run(call, [&]() -> absl::Status {
+    RETURN_IF_ERROR(Compare(call, {.kind = CallKind::kBarrier}, {}));
+    int64_t value = 0;
+    return Reduce(call, {&value, 1}, ReduceOp::kSum);
+  });
+}
+
+absl::Status NcclCommunicator::Wait() {
+  const NcclCall call("Wait", num_calls_, options_.timeout);
+  return Run(call, [&] { return member_.WaitForStream(call); });
+}
+
+absl::Status NcclCommunicator::Compare(const NcclCall& call, const CallHeader& own,
+                                       const AllToAllArgs& args) {
+  if (options_.check == NcclCheck::kOff) return absl::OkStatus();
+  const int32_t world_size = info_.world_size;
+  std::vector<CallHeader> headers(world_size, own);  // to each of the others
+  for (int32_t peer = 0; own.kind == CallKind::kAllToAll && peer < world_size; ++peer) {
+    headers[peer].send_bytes = args.send_bytes[peer];
+    headers[peer].recv_bytes = args.recv_bytes[peer];
+  }
+  std::vector<CallHeader> all(headers.size() * headers.size());
+  const int64_t bytes = world_size * int64_t{sizeof(CallHeader)};
+  absl::Status status = group_->Barrier(call.limit);
+  if (status.ok()) status = group_->AllGather(headers.data(), bytes, all.data());
+  if (!status.ok()) return member_.Error(call, status.code(), std::string(status.message()));
+  // In the same order on all ranks, so that all find the same.
+  for (int32_t a = 0; a < world_size; ++a) {
+    for (int32_t b = a; b < world_size; ++b) {
+      RETURN_IF_ERROR(CompareCalls(CallPlace(own.kind, call.number), a, all[a * world_size + b], b,
+                                   all[b * world_size + a]));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status NcclCommunicator::Reduce(const NcclCall& call, std::span<int64_t> values,
+                                      ReduceOp op) {
+  const int64_t bytes = static_cast<int64_t>(values.size_bytes());
+  std::memcpy(host_, values.data(), values.size_bytes());
+  RETURN_IF_ERROR(Copy(call, device_, host_, bytes));
+  RETURN_IF_ERROR(member_.Queue(call, [&](ncclComm_t comm) {
+    return ncclAllReduce(device_, device_, values.size(), ncclInt64, ToNccl(op), comm, stream_);
+  }));
+  RETURN_IF_ERROR(Copy(call, host_, device_, bytes));
+  RETURN_IF_ERROR(member_.WaitForStream(call));
+  std::memcpy(values.data(), host_, values.size_bytes());
+  return absl::OkStatus();
+}
+
+absl::Status NcclCommunicator::Copy(const NcclCall& call, void* to, const void* from,
+                                    int64_t bytes) {
+  const cudaError_t error =
+      cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDefault, stream_);
+  return member_.FromCuda(call, error, "a copy");
+}
+
+absl::StatusOr<std::unique_ptr<Communicator>> Create(const RankInfo& info,
+                                                     std::unique_ptr<Communicator> group,
+                                                     const std::string& group_id,
+                                                     const NcclOptions& options) {
+  auto out = std::make_unique<NcclCommunicator>(info, std::move(group), options);
+  {
+    const std::stop_callback stop(options.stop,
+                                  [&] { out->Abort("the creation was told to stop"); });
+    RETURN_IF_ERROR(out->Start(group_id));
+  }
+  return out;
+}
+
+}  // namespace
+
+absl::StatusOr<std::string> MakeNcclGroupId() {
+  ncclUniqueId id;
+  const ncclResult_t result = ncclGetUniqueId(&id);
+  if (result != ncclSuccess) {
+    return absl::UnavailableError(
+        absl::StrCat("no id for a group of NCCL: ", ncclGetErrorString(result)));
+  }
+  return std::string(id.internal, sizeof(id.internal));
+}
+
+absl::StatusOr<std::unique_ptr<Communicator>> CreateNcclCommunicator(const RankInfo& info,
+                                                                     const std::string& group_id,
+                                                                     const NcclOptions& options) {
+  return Create(info, nullptr, group_id, options);
+}
+
+absl::StatusOr<std::unique_ptr<Communicator>> CreateNcclCommunicator(
+    std::unique_ptr<Communicator> group, const NcclOptions& options) {
+  const RankInfo info = group->info();
+  std::string id(NCCL_UNIQUE_ID_BYTES, '\0');
+  if (info.rank == 0) {
+    ASSIGN_OR_RETURN(id, MakeNcclGroupId());
+  }
+  RETURN_IF_ERROR(group->Broadcast(id.data(), NCCL_UNIQUE_ID_BYTES, 0));
+  return Create(info, std::move(group), id, options);
+}
+
+}  // namespace jevons

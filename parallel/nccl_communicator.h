@@ -1,0 +1,62 @@
+// Communicator over NCCL: each rank is a GPU, of this process or of another.
+#pragma once
+
+#include <memory>
+#include <stop_token>
+#include <string>
+
+#include "parallel/communicator.h"
+
+namespace jevons {
+
+enum class NcclCheck {
+  kOff,
+  // Before each call the ranks tell each other over the group what they are about to do, and wait
+  // for it: for tests and for the search for a fault.
+  kCalls,
+};
+
+struct NcclOptions {
+  int32_t device = 0;
+  void* stream = nullptr;  // cudaStream_t of the device's backend; must outlive the communicator
+  absl::Duration timeout = absl::Seconds(30);         // of each wait, but for Barrier and creation
+  absl::Duration create_timeout = absl::Minutes(10);  // ranks load at different speeds
+  NcclCheck check = NcclCheck::kOff;
+  std::stop_token stop = {};  // ends the creation with ABORTED
+};
+
+// The name of a new group: one rank makes it, all are given it. Its process must live until the group
+// is created. UNAVAILABLE where NCCL finds no network interface.
+absl::StatusOr<std::string> MakeNcclGroupId();
+
+// Returns when all ranks have come and have exchanged a few bytes, so that the connections are there
+// and their memory is taken. UNIMPLEMENTED in a build without NCCL; INVALID_ARGUMENT for a rank, an
+// id or a device that cannot be, two ranks on one device among them; else the errors of
+// Communicator.
+//
+// What this implementation does with the contract of Communicator:
+// - Every call makes the device current for the calling thread.
+// - AllToAll, AllGather and Broadcast take device memory and return when they are queued. What waits
+//   for the stream by other means (Backend::Read) has no deadline: call Wait before it. They may be
+//   recorded in a CUDA graph, after a run outside of one; no other call may.
+// - NCCL sees neither calls nor sizes that differ between ranks: the wait ends with
+//   DEADLINE_EXCEEDED, or what arrives is undefined. With NcclCheck::kCalls it is INVALID_ARGUMENT.
+// - NCCL does not say who is missing: DEADLINE_EXCEEDED names the call, this rank and the time.
+// - An error or an Abort ends what this rank has queued or recorded, in the state it is in; kernels
+//   may touch buffers until the stream has come to its end, which it then does.
+// - It does not reach the other ranks: they wait until their timeout, or until NCCL sees a connection
+//   closed.
+// - The destructor waits, at most for `timeout`, for what is queued and for the CUDA graphs that hold
+//   recorded calls, which must be gone. Else its memory stays, with a line in the log. Ranks meet in
+//   a Barrier before they end: one may still be read from.
+absl::StatusOr<std::unique_ptr<Communicator>> CreateNcclCommunicator(const RankInfo& info,
+                                                                     const std::string& group_id,
+                                                                     const NcclOptions& options);
+
+// The same for the ranks of `group`, a Communicator of host memory, whose rank 0 makes the id. It
+// lives as long as the new one and carries errors: one of a rank, or its end, is ABORTED for the
+// calls of the others.
+absl::StatusOr<std::unique_ptr<Communicator>> CreateNcclCommunicator(
+    std::unique_ptr<Communicator> group, const NcclOptions& options);
+
+}  // namespace jevons

@@ -1,0 +1,82 @@
+// One rank's end of a communicator of NCCL: how its calls come into the stream, how it waits, and
+// how it ends.
+#pragma once
+
+#include <cstdint>
+#include <future>
+#include <string>
+#include <thread>
+
+#include "absl/functional/function_ref.h"
+#include "base/mutex.h"
+#include "base/status.h"
+#include "parallel/communicator.h"
+
+struct ncclComm;
+
+namespace jevons {
+
+// What runs, for errors, and until when.
+struct NcclCall {
+  NcclCall(const char* name, int64_t number, absl::Duration limit)
+      : name(name), number(number), limit(limit), end(SteadyDeadline(limit)) {}
+
+  const char* name;
+  int64_t number;  // of the calls so far
+  absl::Duration limit;
+  SteadyTime end;
+};
+
+// Used by one thread, but for Break and status. Results of NCCL and of CUDA are int here, so that no
+// other file sees their headers.
+class NcclMember {
+ public:
+  // `group`, null or the same ranks over host memory, carries errors to the other ranks and from
+  // them.
+  NcclMember(const RankInfo& info, void* stream, Communicator* group)
+      : info_(info), stream_(stream), group_(group) {}
+  NcclMember(const NcclMember&) = delete;
+  NcclMember& operator=(const NcclMember&) = delete;
+
+  // Returns when all ranks have come. To be called once, before Queue.
+  absl::Status Join(const std::string& id, const NcclCall& call);
+  // Queues one group of NCCL's calls, which `calls` makes and gives the first error of. They are in
+  // the stream when it returns: until then a thread of NCCL is at work, and nothing else may be
+  // queued.
+  absl::Status Queue(const NcclCall& call, absl::FunctionRef<int(ncclComm*)> calls);
+  absl::Status WaitForStream(const NcclCall& call);
+
+  // The first error of the group. Ends what is in the stream: kernels that wait for other ranks do
+  // so no longer, and whoever waits for the stream goes on.
+  absl::Status Break(absl::Status status);
+  absl::Status status();
+
+  // The last call. False if something still holds the communicator or the stream: graphs that have
+  // calls of it, other ranks, kernels.
+  bool Close(const NcclCall& call);
+
+  absl::Status Error(const NcclCall& call, absl::StatusCode code, const std::string& text) const;
+  absl::Status FromCuda(const NcclCall& call, int error, const char* what) const;
+
+ private:
+  absl::Status FromNccl(const NcclCall& call, int result, const char* what) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Until `is_done` says so and NCCL has no work under way.
+  absl::Status WaitUntil(const NcclCall& call, absl::FunctionRef<absl::StatusOr<bool>()> is_done);
+  absl::StatusOr<bool> IsIdle(const NcclCall& call);  // false while NCCL has work under way
+  // Gives the communicator to a thread of its own: it may take long to end.
+  void End(int (*function)(ncclComm*)) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
+  const RankInfo info_;
+  void* const stream_;
+  Communicator* const group_;
+  const char* queued_ = "none";  // the last call that queued something
+
+  Mutex mutex_;
+  ncclComm* comm_ ABSL_GUARDED_BY(mutex_) = nullptr;  // null before Join, and once it is to end
+  absl::Status broken_ ABSL_GUARDED_BY(mutex_);
+  std::thread ending_ ABSL_GUARDED_BY(mutex_);
+  std::future<void> ended_ ABSL_GUARDED_BY(mutex_);
+};
+
+}  // namespace jevons

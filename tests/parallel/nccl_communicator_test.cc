@@ -1,0 +1,286 @@
+// What is particular to NCCL: streams, graphs, and how it fails. The contract that all
+// communicators share is tested by the suite (nccl_groups.cc).
+#include "parallel/nccl_communicator.h"
+
+#include <barrier>
+#include <chrono>
+#include <stop_token>
+
+#include "cuda/graph_cache.h"
+#include "parallel/thread_communicator.h"
+#include "tests/parallel/nccl_ranks.h"
+#include "tests/support/status_matchers.h"
+
+namespace jevons {
+namespace {
+
+using absl::StatusCode;
+using emu::CallKind;
+using emu::LaunchStep;
+
+constexpr absl::Duration kShort = absl::Milliseconds(200);
+
+class NcclCommunicatorTest : public NcclRanksTest {};
+
+TEST_F(NcclCommunicatorTest, SaysWhichNcclItIs) {
+  RunNcclRanks(1, {}, [](NcclRank& r) { EXPECT_EQ(r.comm->Description(), "nccl 2.28.9"); });
+}
+
+// in -> in + 1, exchanged, out[0] -> 2 * out[0]; the next round sends what came.
+TEST_F(NcclCommunicatorTest, OpsBeforeAndAfterAnExchangeKeepTheirOrderWithoutAWait) {
+  for (int seed = 0; seed < 20; ++seed) {
+    emu::SetSeed(seed);
+    emu::DelayRank(1, seed % 3);
+    RunNcclRanks(2, {}, [](NcclRank& r) {
+      r.Set({10 * r.info.rank, 100 + r.info.rank});
+      const int32_t sender = r.info.rank;  // whose value for rank 0 and for rank 1
+      for (int round = 0; round < 3; ++round) {
+        CUDA_OK(LaunchStep({r.in, 1, 1}, r.stream));
+        ASSERT_TRUE(r.Exchange().ok());
+        CUDA_OK(LaunchStep({r.out, 2, 0}, r.stream));
+      }
+      ASSERT_TRUE(r.comm->Wait().ok());
+      // in[0] is 10 * rank + 3, in[1] is 100 + rank; out[s] comes from rank s.
+      const std::vector<int32_t> expected =
+          sender == 0 ? std::vector<int32_t>{2 * 3, 13} : std::vector<int32_t>{2 * 100, 101};
+      EXPECT_EQ(r.Get(2), expected);
+    });
+  }
+}
+
+TEST_F(NcclCommunicatorTest, AnExchangeMakesNoCallThatWaitsForTheDeviceOrTakesMemory) {
+  RunNcclRanks(1, {}, [](NcclRank& r) {
+    ASSERT_TRUE(r.created.ok()) << r.created;
+    emu::ResetCalls();
+    ASSERT_TRUE(r.Exchange().ok());
+    ASSERT_TRUE(r.comm->AllGather(r.in, 4, r.out).ok());
+    ASSERT_TRUE(r.comm->Broadcast(r.in, 4, 0).ok());
+    EXPECT_EQ(emu::NumCalls(CallKind::kStream), 0);
+    EXPECT_EQ(emu::NumCalls(CallKind::kEvent), 0);
+    EXPECT_EQ(emu::NumCalls(CallKind::kDevice), 3);  // which device, once a call
+    std::vector<int64_t> values(10'000, 1);
+    ASSERT_TRUE(r.comm->AllReduce(std::span(values), ReduceOp::kSum).ok());
+    ASSERT_TRUE(r.comm->Barrier(absl::Seconds(10)).ok());
+    EXPECT_EQ(emu::NumCalls(CallKind::kAllocation), 0);
+  });
+}
+
+TEST_F(NcclCommunicatorTest, AllReduceOfMoreValuesThanItsBufferHas) {
+  RunNcclRanks(3, {}, [](NcclRank& r) {
+    std::vector<int64_t> values(9001);
+    for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<int64_t>(i) * r.info.rank;
+    ASSERT_TRUE(r.comm->AllReduce(std::span(values), ReduceOp::kSum).ok());
+    for (size_t i = 0; i < values.size(); ++i) ASSERT_EQ(values[i], 3 * static_cast<int64_t>(i));
+  });
+}
+
+TEST_F(NcclCommunicatorTest, AnExchangeInARecordedStepIsReplayedWithTheDataOfTheReplay) {
+  for (int seed = 0; seed < 10; ++seed) {
+    emu::SetSeed(seed);
+    RunNcclRanks(4, {}, [](NcclRank& r) {
+      cuda::GraphCache steps;
+      int num_calls = 0;
+      const auto step = [&]() -> absl::Status {
+        ++num_calls;
+        EXPECT_CUDA(cudaSuccess, LaunchStep({r.in, 1, 1}, r.stream));
+        RETURN_IF_ERROR(r.Exchange());
+        EXPECT_CUDA(cudaSuccess, LaunchStep({r.out + 1, 3, 0}, r.stream));
+        return absl::OkStatus();
+      };
+      for (int32_t run = 0; run < 5; ++run) {
+        std::vector<int32_t> values, expected;
+        for (int32_t s = 0; s < 4; ++s) {
+          values.push_back(1000 * run + 10 * r.info.rank + s);
+          const int32_t sent = 1000 * run + 10 * s + r.info.rank + (r.info.rank == 0 ? 1 : 0);
+          expected.push_back(s == 1 ? 3 * sent : sent);
+        }
+        r.Set(values);
+        const absl::Status status = steps.Run(1, step, r.stream);
+        ASSERT_TRUE(status.ok()) << status;
+        ASSERT_TRUE(r.comm->Wait().ok());
+        EXPECT_EQ(r.Get(4), expected);
+      }
+      EXPECT_EQ(num_calls, 2);  // run, recorded, replayed
+    });
+  }
+}
+
+TEST_F(NcclCommunicatorTest, AReplayWithoutItsPeerEndsAtTheDeadlineOfWait) {
+  std::barrier<> recorded(2);
+  RunNcclRanks(2, {.timeout = kShort}, [&](NcclRank& r) {
+    cuda::GraphCache steps;
+    const auto step = [&] { return r.Exchange(); };
+    for (int run = 0; run < 2; ++run) ASSERT_TRUE(steps.Run(1, step, r.stream).ok());
+    EXPECT_TRUE(r.comm->Wait().ok());
+    recorded.arrive_and_wait();
+    if (r.info.rank == 1) return;
+    ASSERT_TRUE(steps.Run(1, step, r.stream).ok());
+    ExpectError(r.comm->Wait(), StatusCode::kDeadlineExceeded,
+                {"Wait", "rank 0 of 2", "200ms", "last call queued: AllToAll"});
+    CUDA_OK(cudaStreamSynchronize(r.stream));
+  });
+}
+
+TEST_F(NcclCommunicatorTest, AnAsynchronousErrorIsAbortedWithItsReasonAndBreaksTheGroup) {
+  std::barrier<> created(4);
+  RunNcclRanks(4, {}, [&](NcclRank& r) {
+    ASSERT_TRUE(r.created.ok()) << r.created;
+    created.arrive_and_wait();
+    if (r.info.rank == 0) emu::FailNthMeeting(5, ncclRemoteError);
+    created.arrive_and_wait();
+    absl::Status status = r.Exchange();
+    if (status.ok()) status = r.comm->Wait();
+    ExpectError(status, StatusCode::kAborted,
+                {"remote process exited", "a planned asynchronous error", "of 4"});
+    EXPECT_EQ(r.Exchange(), status);
+    EXPECT_EQ(r.comm->Barrier(absl::Seconds(10)), status);
+    EXPECT_EQ(r.comm->Wait(), status);
+    CUDA_OK(cudaStreamSynchronize(r.stream));
+  });
+}
+
+TEST_F(NcclCommunicatorTest, AnErrorOfNcclThatIsNoLostRankIsInternal) {
+  RunNcclRanks(1, {}, [](NcclRank& r) {
+    emu::FailNthNcclCall(1, ncclInternalError);
+    const absl::Status status = r.Exchange();
+    ExpectError(status, StatusCode::kInternal, {"AllToAll (call 1)", "rank 0 of 1", "internal"});
+    EXPECT_EQ(r.comm->Wait(), status);
+  });
+}
+
+TEST_F(NcclCommunicatorTest, ARankThatStaysAwayIsADeadlineAndTheStreamGoesOn) {
+  for (const int32_t world_size : {2, 8}) {
+    std::barrier<> created(world_size);
+    RunNcclRanks(world_size, {.timeout = kShort}, [&](NcclRank& r) {
+      ASSERT_TRUE(r.created.ok()) << r.created;
+      created.arrive_and_wait();
+      emu::HoldRank(world_size - 1);
+      created.arrive_and_wait();
+      const bool queued = r.Exchange().ok();
+      EXPECT_TRUE(queued);
+      const absl::Status status = r.comm->Wait();
+      ExpectError(status, StatusCode::kDeadlineExceeded, {"AllToAll", "200ms"});
+      EXPECT_EQ(r.comm->Barrier(absl::Seconds(10)), status);
+      CUDA_OK(cudaStreamSynchronize(r.stream));
+    });
+    emu::ResetNccl();
+  }
+}
+
+TEST_F(NcclCommunicatorTest, BarrierHasADeadlineOfItsOwn) {
+  std::barrier<> created(2);
+  RunNcclRanks(2, {.timeout = absl::Seconds(60)}, [&](NcclRank& r) {
+    created.arrive_and_wait();
+    if (r.info.rank == 0) {
+      ExpectError(r.comm->Barrier(kShort), StatusCode::kDeadlineExceeded, {"Barrier", "200ms"});
+    }
+    created.arrive_and_wait();
+  });
+}
+
+TEST_F(NcclCommunicatorTest, CreationEndsAtItsDeadlineWithoutAPeer) {
+  const std::string id = *MakeNcclGroupId();
+  const NcclRank r({.rank = 0, .world_size = 2}, id, {.create_timeout = kShort});
+  ExpectError(r.created, StatusCode::kDeadlineExceeded, {"Create", "rank 0 of 2", "200ms"});
+}
+
+TEST_F(NcclCommunicatorTest, CreationIsStoppedFromAnotherThread) {
+  for (const int delay_ms : {0, 1, 20}) {
+    const std::string id = *MakeNcclGroupId();
+    std::stop_source stop;
+    std::thread stopper([&] {
+      std::this_thread::sleep_for(std::chrono::milliseconds(delay_ms));
+      stop.request_stop();
+    });
+    const NcclRank r({.rank = 0, .world_size = 2}, id, {.stop = stop.get_token()});
+    ExpectError(r.created, StatusCode::kAborted, {"told to stop"});
+    stopper.join();
+  }
+}
+
+TEST_F(NcclCommunicatorTest, AbortFreesAThreadThatWaitsForTheStreamByOtherMeans) {
+  std::barrier<> created(2);
+  RunNcclRanks(2, {}, [&](NcclRank& r) {
+    created.arrive_and_wait();
+    if (r.info.rank == 0) {
+      ASSERT_TRUE(r.Exchange().ok());
+      std::thread watchdog([&] {
+        std::this_thread::sleep_for(std::chrono::milliseconds(20));
+        r.comm->Abort("rank 1 sends no heartbeat");
+      });
+      CUDA_OK(cudaStreamSynchronize(r.stream));
+      watchdog.join();
+      ExpectError(r.Exchange(), StatusCode::kAborted, {"rank 1 sends no heartbeat"});
+    }
+    created.arrive_and_wait();
+  });
+}
+
+TEST_F(NcclCommunicatorTest, ARankThatCannotBeCreatedEndsTheCreationOfTheOthers) {
+  ThreadGroup group(2, {});
+  std::thread bad([&] {
+    const auto made = CreateNcclCommunicator(*group.Join(1), {.device = 1});
+    ExpectError(made, StatusCode::kInvalidArgument, {"stream"});
+  });
+  CUDA_OK(cudaSetDevice(0));
+  cudaStream_t stream = nullptr;
+  CUDA_OK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  const auto begin = std::chrono::steady_clock::now();
+  const auto made = CreateNcclCommunicator(*group.Join(0), {.device = 0, .stream = stream});
+  ExpectError(made, StatusCode::kAborted, {"stream must be given"});
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(10));
+  bad.join();
+  CUDA_OK(cudaStreamDestroy(stream));
+}
+
+TEST_F(NcclCommunicatorTest, WhatCannotBeIsRefused) {
+  const std::string id = *MakeNcclGroupId();
+  cudaStream_t stream = nullptr;
+  CUDA_OK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  const NcclOptions good = {.stream = stream};
+  const RankInfo one = {.rank = 0, .world_size = 1};
+  ExpectError(CreateNcclCommunicator({.rank = 2, .world_size = 2}, id, good),
+              StatusCode::kInvalidArgument, {"rank 2", "world size 2"});
+  ExpectError(CreateNcclCommunicator(one, "abc", good), StatusCode::kInvalidArgument,
+              {"128 bytes", "got 3"});
+  ExpectError(CreateNcclCommunicator(one, id, {}), StatusCode::kInvalidArgument, {"stream"});
+  ExpectError(CreateNcclCommunicator(one, id, {.stream = stream, .check = NcclCheck::kCalls}),
+              StatusCode::kInvalidArgument, {"group"});
+  ExpectError(CreateNcclCommunicator(one, id, {.device = kMaxRanks, .stream = stream}),
+              StatusCode::kInternal, {"device", "invalid device ordinal"});
+  CUDA_OK(cudaStreamDestroy(stream));
+}
+
+TEST_F(NcclCommunicatorTest, BytesToItselfThatDoNotFitAreRefused) {
+  RunNcclRanks(1, {}, [](NcclRank& r) {
+    const int64_t zero = 0, four = 4, eight = 8;
+    ExpectError(r.comm->AllToAll({.send = r.in,
+                                  .send_offsets = {&zero, 1},
+                                  .send_bytes = {&four, 1},
+                                  .recv = r.out,
+                                  .recv_offsets = {&zero, 1},
+                                  .recv_bytes = {&eight, 1}}),
+                StatusCode::kInvalidArgument, {"sends 4 bytes to itself and expects 8"});
+  });
+}
+
+TEST_F(NcclCommunicatorTest, AGraphThatHoldsItsCallsIsWaitedForOnlySoLong) {
+  const auto outlive = [] {
+    cuda::GraphCache* const steps = new cuda::GraphCache;  // never gone
+    RunNcclRanks(1, {.timeout = kShort}, [&](NcclRank& r) {
+      for (int run = 0; run < 3; ++run) {
+        EXPECT_TRUE(steps
+                        ->Run(
+                            1, [&] { return r.Exchange(); }, r.stream)
+                        .ok());
+      }
+      EXPECT_TRUE(r.comm->Wait().ok());
+      r.comm = nullptr;
+    });
+    std::_Exit(testing::Test::HasFailure() ? 1 : 0);
+  };
+  EXPECT_EXIT(outlive(), testing::ExitedWithCode(0), "nccl_communicator_stays");
+}
+
+}  // namespace
+}  // namespace jevons

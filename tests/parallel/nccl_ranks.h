@@ -1,0 +1,107 @@
+// Ranks over the emulated NCCL for tests of what is particular to it: threads, each with a device.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "parallel/nccl_communicator.h"
+#include "tests/cuda_emu/nccl_plan.h"
+#include "tests/cuda_emu/tests/emu_test.h"
+
+namespace jevons {
+
+// Every test ends with nothing of the runtime or of NCCL left.
+class NcclRanksTest : public emu::EmuTest {
+ protected:
+  static constexpr int32_t kMaxRanks = 8;
+
+  NcclRanksTest() {
+    emu::SetDevice({.count = kMaxRanks});
+    emu::ResetNccl();
+  }
+  ~NcclRanksTest() override {
+    EXPECT_EQ(emu::OutstandingCommunicators(), 0);
+    emu::ResetNccl();
+  }
+};
+
+// What a rank has: a stream, two arrays of `kValues` on its device, and its communicator.
+struct NcclRank {
+  static constexpr int64_t kValues = 64;
+
+  NcclRank(const RankInfo& info, const std::string& group_id, NcclOptions options) : info(info) {
+    EXPECT_CUDA(cudaSuccess, cudaSetDevice(info.rank));
+    EXPECT_CUDA(cudaSuccess, cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+    for (int32_t** data : {&in, &out}) {
+      EXPECT_CUDA(cudaSuccess,
+                  cudaMalloc(reinterpret_cast<void**>(data), kValues * sizeof(int32_t)));
+    }
+    options.device = info.rank;
+    options.stream = stream;
+    auto made = CreateNcclCommunicator(info, group_id, options);
+    created = made.status();
+    if (made.ok()) comm = *std::move(made);
+  }
+  ~NcclRank() {
+    comm = nullptr;
+    EXPECT_CUDA(cudaSuccess, cudaFree(in));
+    EXPECT_CUDA(cudaSuccess, cudaFree(out));
+    EXPECT_CUDA(cudaSuccess, cudaStreamDestroy(stream));
+  }
+  NcclRank(const NcclRank&) = delete;
+  NcclRank& operator=(const NcclRank&) = delete;
+
+  void Set(const std::vector<int32_t>& values) {
+    EXPECT_CUDA(cudaSuccess, cudaMemcpyAsync(in, values.data(), values.size() * sizeof(int32_t),
+                                             cudaMemcpyHostToDevice, stream));
+    EXPECT_CUDA(cudaSuccess, cudaStreamSynchronize(stream));
+  }
+  std::vector<int32_t> Get(int64_t count) {
+    std::vector<int32_t> values(count);
+    EXPECT_CUDA(cudaSuccess, cudaMemcpyAsync(values.data(), out, count * sizeof(int32_t),
+                                             cudaMemcpyDeviceToHost, stream));
+    EXPECT_CUDA(cudaSuccess, cudaStreamSynchronize(stream));
+    return values;
+  }
+  // One value to and from each rank: out[s] = in[this rank] at s.
+  absl::Status Exchange() {
+    std::vector<int64_t> offsets(info.world_size);
+    for (int32_t peer = 0; peer < info.world_size; ++peer) offsets[peer] = peer * sizeof(int32_t);
+    const std::vector<int64_t> bytes(info.world_size, sizeof(int32_t));
+    return comm->AllToAll({.send = in,
+                           .send_offsets = offsets,
+                           .send_bytes = bytes,
+                           .recv = out,
+                           .recv_offsets = offsets,
+                           .recv_bytes = bytes});
+  }
+
+  const RankInfo info;
+  cudaStream_t stream = nullptr;
+  int32_t* in = nullptr;
+  int32_t* out = nullptr;
+  absl::Status created;
+  std::unique_ptr<Communicator> comm;  // null where `created` is an error
+};
+
+// Runs `body` for each rank on a thread of its own.
+inline void RunNcclRanks(int32_t world_size, const NcclOptions& options,
+                         const std::function<void(NcclRank&)>& body) {
+  const absl::StatusOr<std::string> id = MakeNcclGroupId();
+  ASSERT_TRUE(id.ok()) << id.status();
+  std::vector<std::thread> threads;
+  for (int32_t rank = 0; rank < world_size; ++rank) {
+    threads.emplace_back([&, rank] {
+      NcclRank r({.rank = rank, .world_size = world_size}, *id, options);
+      body(r);
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+}
+
+}  // namespace jevons
