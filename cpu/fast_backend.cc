@@ -144,6 +144,18 @@ absl::Status CpuBackend::ExpertCombine(const ExpertCombineArgs& args) {
   return absl::OkStatus();
 }
 
+absl::Status CpuBackend::RankDispatch(const RankDispatchArgs& args) {
+  RETURN_IF_ERROR(Validate(args));
+  fast::RankDispatch(args);
+  return absl::OkStatus();
+}
+
+absl::Status CpuBackend::ReturnRows(const ReturnRowsArgs& args) {
+  RETURN_IF_ERROR(Validate(args));
+  fast::ReturnRows(args);
+  return absl::OkStatus();
+}
+
 absl::Status CpuBackend::SampleTokens(const SampleTokensArgs& args) {
   RETURN_IF_ERROR(Validate(args));
   reference::SampleTokens(args);

@@ -41,6 +41,8 @@ class CpuBackend : public Backend {
   absl::Status RouteTopK(const RouteTopKArgs& args) override;
   absl::Status ExpertDispatch(const ExpertDispatchArgs& args) override;
   absl::Status ExpertCombine(const ExpertCombineArgs& args) override;
+  absl::Status RankDispatch(const RankDispatchArgs& args) override;
+  absl::Status ReturnRows(const ReturnRowsArgs& args) override;
   absl::Status SampleTokens(const SampleTokensArgs& args) override;
 
  private:

@@ -151,6 +151,12 @@ class ReferenceBackend : public Backend {
   absl::Status ExpertCombine(const ExpertCombineArgs& args) override {
     return Checked(args, reference::ExpertCombine);
   }
+  absl::Status RankDispatch(const RankDispatchArgs& args) override {
+    return Checked(args, reference::RankDispatch);
+  }
+  absl::Status ReturnRows(const ReturnRowsArgs& args) override {
+    return Checked(args, reference::ReturnRows);
+  }
   absl::Status SampleTokens(const SampleTokensArgs& args) override {
     return Checked(args, reference::SampleTokens);
   }

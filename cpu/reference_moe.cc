@@ -133,4 +133,61 @@ void ExpertCombine(const ExpertCombineArgs& args) {
   }
 }
 
+void RankDispatch(const RankDispatchArgs& args) {
+  const int64_t num_tokens = args.topk_idx.dim(0);
+  const int64_t top_k = args.topk_idx.dim(1);
+  const int64_t per_row = std::min<int64_t>(top_k, args.slots_per_rank);
+  const auto slot_of = [&](int64_t t, int64_t j) {
+    const int32_t expert = args.topk_idx.row<int32_t>(t)[j];
+    return expert < 0 ? -1 : args.slot_table.row<int32_t>(expert)[t % args.slot_table.dim(1)];
+  };
+  const auto fill = [](const TensorView& view) {
+    std::fill_n(view.ptr<int32_t>(), view.num_elements(), -1);
+  };
+  fill(args.plan.return_row);
+  if (args.capacity > 0) {
+    fill(args.plan.send_token);
+    fill(args.plan.send_slots);
+  }
+  int32_t next_row = 0;
+  int32_t next_result = 0;
+  for (int32_t r = 0; r < args.num_ranks; ++r) {
+    if (args.capacity > 0) next_row = r * args.capacity;
+    const int32_t first_row = next_row;
+    int32_t num_choices = 0;
+    for (int64_t t = 0; t < num_tokens; ++t) {
+      std::vector<int32_t> slots(top_k, -1);
+      int32_t in_row = 0;
+      for (int64_t j = 0; j < top_k; ++j) {
+        if (slot_of(t, j) < 0 || slot_of(t, j) / args.slots_per_rank != r) continue;
+        slots[j] = slot_of(t, j) % args.slots_per_rank;
+        const int64_t masked = next_row * per_row + in_row;
+        args.plan.return_row.row<int32_t>(t)[j] =
+            args.capacity > 0 ? static_cast<int32_t>(masked) : next_result + num_choices;
+        ++in_row;
+        ++num_choices;
+      }
+      if (in_row == 0) continue;
+      args.plan.send_token.ptr<int32_t>()[next_row] = static_cast<int32_t>(t);
+      std::copy(slots.begin(), slots.end(), args.plan.send_slots.row<int32_t>(next_row));
+      ++next_row;
+    }
+    args.plan.counts.row<int32_t>(r)[0] = next_row - first_row;
+    args.plan.counts.row<int32_t>(r)[1] = num_choices;
+    next_result += num_choices;
+  }
+}
+
+void ReturnRows(const ReturnRowsArgs& args) {
+  std::vector<int32_t> rows;
+  for (int64_t i = 0; i < args.token_row.dim(0); ++i) {
+    for (int64_t j = 0; j < args.token_row.dim(1); ++j) {
+      const int32_t row = args.token_row.row<int32_t>(i)[j];
+      if (row >= 0) rows.push_back(row);
+    }
+    if (args.masked) rows.resize((i + 1) * args.row_idx.dim(0) / args.token_row.dim(0), -1);
+  }
+  std::copy(rows.begin(), rows.end(), args.row_idx.ptr<int32_t>());
+}
+
 }  // namespace jevons::reference

@@ -99,6 +99,7 @@ void Rope(const RopeArgs& args) {
 
 void GatherRows(const GatherRowsArgs& args) {
   for (int64_t i = 0; i < args.out.dim(0); ++i) {
+    if (args.row_idx.ptr<int32_t>()[i] < 0) continue;
     const float* from = args.x.row<float>(args.row_idx.ptr<int32_t>()[i]);
     for (int64_t j = 0; j < args.out.dim(1); ++j) args.out.row<float>(i)[j] = from[j];
   }

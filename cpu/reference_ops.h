@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "ops/elementwise.h"
+#include "ops/exchange.h"
 #include "ops/linear.h"
 #include "ops/mla.h"
 #include "ops/moe.h"
@@ -39,6 +40,8 @@ void GroupedGemm(const GroupedGemmArgs& args);
 void RouteTopK(const RouteTopKArgs& args);
 void ExpertDispatch(const ExpertDispatchArgs& args);
 void ExpertCombine(const ExpertCombineArgs& args);
+void RankDispatch(const RankDispatchArgs& args);
+void ReturnRows(const ReturnRowsArgs& args);
 
 // One normed or rotated row, shared by the ops that contain it.
 void RmsNormRow(const float* x, const float* weight, double eps, int64_t n, float* out);

@@ -232,8 +232,8 @@ void Rope(const RopeArgs& args, ThreadPool& pool) {
 
 void GatherRows(const GatherRowsArgs& args, ThreadPool& pool) {
   ParallelRows(pool, args.out.dim(0), args.out.dim(1), [&](int64_t i) {
-    CopyFloats(args.x.row<float>(args.row_idx.ptr<int32_t>()[i]), args.out.dim(1),
-               args.out.row<float>(i));
+    const int32_t row = args.row_idx.ptr<int32_t>()[i];
+    if (row >= 0) CopyFloats(args.x.row<float>(row), args.out.dim(1), args.out.row<float>(i));
   });
 }
 

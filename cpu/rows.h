@@ -4,6 +4,7 @@
 
 #include "cpu/thread_pool.h"
 #include "ops/elementwise.h"
+#include "ops/exchange.h"
 #include "ops/mla.h"
 #include "ops/moe.h"
 
@@ -18,5 +19,8 @@ void MlaStoreKv(const MlaStoreKvArgs& args, ThreadPool& pool);
 void RouteTopK(const RouteTopKArgs& args, ThreadPool& pool);
 void ExpertDispatch(const ExpertDispatchArgs& args, ThreadPool& pool);
 void ExpertCombine(const ExpertCombineArgs& args, ThreadPool& pool);
+// Too small to share among threads.
+void RankDispatch(const RankDispatchArgs& args);
+void ReturnRows(const ReturnRowsArgs& args);
 
 }  // namespace jevons::fast

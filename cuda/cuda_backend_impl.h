@@ -51,6 +51,8 @@ class CudaBackend : public Backend {
   absl::Status ExpertDispatch(const ExpertDispatchArgs& args) override;
   absl::Status RouteAndDispatch(const RouteTopKArgs& route, const DispatchPlan& plan) override;
   absl::Status ExpertCombine(const ExpertCombineArgs& args) override;
+  absl::Status RankDispatch(const RankDispatchArgs& args) override;
+  absl::Status ReturnRows(const ReturnRowsArgs& args) override;
   absl::Status SampleTokens(const SampleTokensArgs& args) override;
 
  private:

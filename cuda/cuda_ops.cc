@@ -4,6 +4,7 @@
 #include "cuda/cuda_backend_impl.h"
 #include "cuda/cuda_error.h"
 #include "cuda/cuda_weight.h"
+#include "cuda/exchange.h"
 #include "cuda/gemm.h"
 #include "cuda/mla.h"
 #include "cuda/mla_store.h"
@@ -333,6 +334,36 @@ absl::Status CudaBackend::ExpertCombine(const ExpertCombineArgs& args) {
                                  .shared_stride = args.shared.stride[0],
                                  .out_stride = args.out.stride[0]};
   return Launched(LaunchExpertCombine(p, facts_, stream_), "ExpertCombine", args.out);
+}
+
+absl::Status CudaBackend::RankDispatch(const RankDispatchArgs& args) {
+  RETURN_IF_ERROR(Validate(args, kRules));
+  const RankDispatchParams p = {.topk_idx = args.topk_idx.ptr<int32_t>(),
+                                .slot_table = args.slot_table.ptr<int32_t>(),
+                                .counts = args.plan.counts.ptr<int32_t>(),
+                                .send_token = args.plan.send_token.ptr<int32_t>(),
+                                .send_slots = args.plan.send_slots.ptr<int32_t>(),
+                                .return_row = args.plan.return_row.ptr<int32_t>(),
+                                .num_tokens = Size(args.topk_idx, 0),
+                                .top_k = Size(args.topk_idx, 1),
+                                .num_experts = Size(args.slot_table, 0),
+                                .table_width = Size(args.slot_table, 1),
+                                .num_ranks = args.num_ranks,
+                                .slots_per_rank = args.slots_per_rank,
+                                .capacity = args.capacity};
+  return Launched(LaunchRankDispatch(p, facts_, stream_), "RankDispatch", args.topk_idx);
+}
+
+absl::Status CudaBackend::ReturnRows(const ReturnRowsArgs& args) {
+  RETURN_IF_ERROR(Validate(args, kRules));
+  const int32_t num_rows = Size(args.token_row, 0);
+  const bool masked = args.masked && num_rows > 0;
+  const ReturnRowsParams p = {.token_row = args.token_row.ptr<int32_t>(),
+                              .row_idx = args.row_idx.ptr<int32_t>(),
+                              .num_rows = num_rows,
+                              .top_k = Size(args.token_row, 1),
+                              .masked_width = masked ? Size(args.row_idx, 0) / num_rows : 0};
+  return Launched(LaunchReturnRows(p, facts_, stream_), "ReturnRows", args.row_idx);
 }
 
 absl::Status CudaBackend::SampleTokens(const SampleTokensArgs& args) {

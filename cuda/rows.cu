@@ -255,6 +255,7 @@ __global__ void __launch_bounds__(kMostThreads)
   const int unit = VectorIdx();
   if (unit >= p.width) return;
   const int32_t from = p.row_idx[i];
+  if (from == -1) return;
   const bool known = from >= 0 && from < p.num_source_rows;
   static_cast<Unit*>(p.out)[i * p.out_stride + unit] =
       known ? static_cast<const Unit*>(p.x)[from * p.x_stride + unit] : AllOnes<Unit>();

@@ -88,7 +88,7 @@ struct RopeParams {
 
 // What    out[i] = x[row_idx[i]]
 // Shapes  x [num_source_rows, width], out [num_rows, width], both of `type`
-// Edge    an index outside [0, num_source_rows) gives a row of NaN
+// Edge    index -1 leaves the row of out as it is, any other outside [0, num_source_rows) makes it NaN
 struct GatherRowsParams {
   const void* x = nullptr;
   const int32_t* row_idx = nullptr;

@@ -25,4 +25,12 @@ absl::Status Backend::RouteAndDispatch(const RouteTopKArgs& route, const Dispatc
   return ExpertDispatch({.topk_idx = route.topk_idx, .plan = plan});
 }
 
+absl::Status Backend::RankDispatch(const RankDispatchArgs&) {
+  return absl::UnimplementedError(Description() + " serves no group of ranks");
+}
+
+absl::Status Backend::ReturnRows(const ReturnRowsArgs&) {
+  return absl::UnimplementedError(Description() + " serves no group of ranks");
+}
+
 }  // namespace jevons

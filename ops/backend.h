@@ -7,6 +7,7 @@
 #include "absl/functional/function_ref.h"
 #include "base/status.h"
 #include "ops/elementwise.h"
+#include "ops/exchange.h"
 #include "ops/linear.h"
 #include "ops/mla.h"
 #include "ops/moe.h"
@@ -88,6 +89,9 @@ class Backend {
   // RouteTopK, then ExpertDispatch of what it chose; a backend may do both at once.
   virtual absl::Status RouteAndDispatch(const RouteTopKArgs& route, const DispatchPlan& plan);
   virtual absl::Status ExpertCombine(const ExpertCombineArgs& args) = 0;
+  // UNIMPLEMENTED by default: a backend that serves no group of ranks.
+  virtual absl::Status RankDispatch(const RankDispatchArgs& args);
+  virtual absl::Status ReturnRows(const ReturnRowsArgs& args);
   virtual absl::Status SampleTokens(const SampleTokensArgs& args) = 0;
 };
 

@@ -60,6 +60,7 @@ inline constexpr double kRopeTolerance = 3e-7;
 
 // What    out[i] = x[row_idx[i]]
 // Shapes  x [num_tokens, n] f32; row_idx i32 [num_rows]; out [num_rows, n] f32
+// Edge    row_idx -1 leaves the row of out as it is
 // Error   exact
 struct GatherRowsArgs {
   TensorView x;

@@ -129,7 +129,7 @@ absl::Status Validate(const GatherRowsArgs& args, const ArgRules& rules) {
   check.Output("out", args.out, args.x.dtype, {Dim(args.row_idx, 0), Dim(args.x, 1)});
   if (!check.ok() || !rules.read_indices) return check.status();
   for (int64_t i = 0; i < args.row_idx.dim(0); ++i) {
-    check.IndexInRange("row_idx", i, args.row_idx.ptr<int32_t>()[i], 0, args.x.dim(0) - 1);
+    check.IndexInRange("row_idx", i, args.row_idx.ptr<int32_t>()[i], -1, args.x.dim(0) - 1);
   }
   return check.status();
 }

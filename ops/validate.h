@@ -4,6 +4,7 @@
 
 #include "base/status.h"
 #include "ops/elementwise.h"
+#include "ops/exchange.h"
 #include "ops/linear.h"
 #include "ops/mla.h"
 #include "ops/moe.h"
@@ -34,6 +35,8 @@ absl::Status Validate(const MlaAttentionArgs& args, const ArgRules& rules = {});
 absl::Status Validate(const RouteTopKArgs& args, const ArgRules& rules = {});
 absl::Status Validate(const ExpertDispatchArgs& args, const ArgRules& rules = {});
 absl::Status Validate(const ExpertCombineArgs& args, const ArgRules& rules = {});
+absl::Status Validate(const RankDispatchArgs& args, const ArgRules& rules = {});
+absl::Status Validate(const ReturnRowsArgs& args, const ArgRules& rules = {});
 absl::Status Validate(const SampleTokensArgs& args, const ArgRules& rules = {});
 absl::Status Validate(const WeightSpec& spec);
 

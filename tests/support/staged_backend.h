@@ -253,6 +253,21 @@ class StagedBackend : public Backend {
                                      s.Out(a.out, out_)});
     });
   }
+  absl::Status RankDispatch(const RankDispatchArgs& a) override {
+    return Run([&](Stage& s) {
+      RankDispatchArgs b = a;
+      b.topk_idx = s.In(a.topk_idx);
+      b.slot_table = s.In(a.slot_table);
+      b.plan = {s.Out(a.plan.counts), s.Out(a.plan.send_token), s.Out(a.plan.send_slots),
+                s.Out(a.plan.return_row)};
+      return device_->RankDispatch(b);
+    });
+  }
+  absl::Status ReturnRows(const ReturnRowsArgs& a) override {
+    return Run([&](Stage& s) {
+      return device_->ReturnRows({s.In(a.token_row), a.masked, s.Out(a.row_idx)});
+    });
+  }
   absl::Status SampleTokens(const SampleTokensArgs& a) override {
     return Run([&](Stage& s) {
       const auto list = [&](const SampleList& l) {
