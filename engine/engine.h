@@ -18,6 +18,9 @@ namespace jevons {
 // kAuto: CUDA where there is a device, else the CPU.
 enum class BackendKind { kAuto, kCpu, kCuda };
 
+// How the ranks of a group reach each other. kThreads: all of them in this process.
+enum class RankTransport { kThreads };
+
 struct EngineOptions {
   std::string model_folder;
   std::string model_name;  // empty: the folder's own name
@@ -32,6 +35,12 @@ struct EngineOptions {
   // all that is left but a reserve.
   int64_t kv_cache_tokens = 0;
   int32_t max_queued_requests = 1024;  // [1, 1000000]
+  // Ranks that share the experts, [1, 256]. Threads, sequences, batch, KV cache and queue above are
+  // then those of each rank.
+  int32_t num_ranks = 1;
+  RankTransport rank_transport = RankTransport::kThreads;
+  int32_t num_redundant_experts = 0;      // slots beside one for each expert, [0, 65536]
+  int32_t balance_interval_steps = 1000;  // between looks at the experts' load; 0: never
 };
 
 struct EngineStats {
@@ -44,6 +53,7 @@ struct EngineStats {
   int64_t num_requests = 0;       // accepted since start
   int64_t num_prompt_tokens = 0;  // computed since start
   int64_t num_new_tokens = 0;
+  int64_t num_moved_layers = 0;  // whose experts were placed anew
 };
 
 // Thread-safe. Owns the engine thread, which owns every sequence, the scheduler and the blocks.
@@ -51,7 +61,8 @@ class Engine {
  public:
   virtual ~Engine() = default;  // drains with no patience: running requests end with kCancelled
 
-  // Loads the model and starts the thread. Errors name flag, limit and value, or the file at fault.
+  // Loads the model and starts the thread, or those of a group of ranks that work as one. Errors
+  // name flag, limit and value, or the file at fault.
   static absl::StatusOr<std::unique_ptr<Engine>> Create(const EngineOptions& options,
                                                         const Clock* clock);
 

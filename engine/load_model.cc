@@ -37,7 +37,7 @@ absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(const EngineOptions& option
 int64_t AffordableKvBytes(const ModelConfig& config, const Backend& backend,
                           const EngineOptions& options) {
   const int64_t available = backend.AvailableBytes();
-  if (backend.traits().host_memory) return available / 4;
+  if (backend.traits().host_memory) return available / 4 / options.num_ranks;
   return available - ReserveBytes(available) -
          WorkspaceBytes(config, RunnerOptions(options, 0, 0), backend.traits());
 }
@@ -62,10 +62,85 @@ absl::Status ResolveMemory(const ModelConfig& config, const Backend& backend,
   return absl::OkStatus();
 }
 
+absl::StatusOr<ModelWeights> LoadWeights(const ModelConfig& config, const Checkpoint& checkpoint,
+                                         const RankGroup& group, Backend& backend) {
+  std::vector<std::vector<int32_t>> experts;
+  for (const ExpertMap& map : group.maps) {
+    experts.push_back(FilledSlots(map.experts_of_rank(group.communicator->info().rank)));
+  }
+  const absl::Time start = absl::Now();
+  ASSIGN_OR_RETURN(ModelWeights out, LoadModelWeights(config, checkpoint, backend, experts));
+  LogInfo("weights_loaded",
+          {{"gigabytes", absl::StrFormat("%.2f", static_cast<double>(out.matrix_bytes) / 1e9)},
+           {"seconds", absl::StrFormat("%.1f", absl::ToDoubleSeconds(absl::Now() - start))}});
+  return out;
+}
+
 std::vector<int32_t> EndIds(const ModelConfig& config, const ChatFormat& chat_format) {
   std::set<int32_t> ids(config.eos_token_ids.begin(), config.eos_token_ids.end());
   ids.insert(chat_format.turn_end_ids().begin(), chat_format.turn_end_ids().end());
   return std::vector<int32_t>(ids.begin(), ids.end());
+}
+
+// A checkpoint folder that has passed its checks.
+struct OpenedModel {
+  EngineOptions options;  // with the model's name
+  ModelConfig config;
+  std::unique_ptr<Checkpoint> checkpoint;
+};
+
+absl::StatusOr<OpenedModel> OpenModel(const EngineOptions& options) {
+  RETURN_IF_ERROR(CheckOptions(options));
+  const std::string& folder = options.model_folder;
+  if (!std::filesystem::is_directory(folder)) {
+    return absl::NotFoundError(absl::StrCat("model: no folder ", folder));
+  }
+  OpenedModel out;
+  out.options = options;
+  if (options.model_name.empty()) {
+    out.options.model_name = std::filesystem::weakly_canonical(folder).filename().string();
+  }
+  ASSIGN_OR_RETURN(out.config, LoadModelConfig(folder));
+  ASSIGN_OR_RETURN(out.checkpoint, Checkpoint::Open(folder));
+  RETURN_IF_ERROR(CheckTensors(out.config, *out.checkpoint));
+  if (StoredHeadDiffers(out.config, *out.checkpoint)) {
+    LogWarning(
+        "stored_head_ignored",
+        {{"why", "tie_word_embeddings is true and lm_head.weight differs from the embedding"}});
+  }
+  return out;
+}
+
+absl::StatusOr<LoadedModel> LoadRank(const OpenedModel& model, const EngineOptions& options,
+                                     std::unique_ptr<Communicator> communicator) {
+  std::unique_ptr<Tokenizer> tokenizer;
+  std::unique_ptr<ChatFormat> chat_format;
+  if (std::filesystem::exists(options.model_folder + "/tokenizer.json")) {
+    ASSIGN_OR_RETURN(tokenizer, Tokenizer::Load(options.model_folder));
+    ASSIGN_OR_RETURN(chat_format, ChatFormat::Load(options.model_folder, *tokenizer));
+  }
+  ASSIGN_OR_RETURN(LoadedModel out,
+                   LoadModel(options, model.config, *model.checkpoint, std::move(tokenizer),
+                             std::move(chat_format), std::move(communicator)));
+  out.reopen = [folder = options.model_folder] { return Checkpoint::Open(folder); };
+  return out;
+}
+
+// Calls load_rank(options, communicator) for each rank in turn.
+template <typename Load>
+absl::StatusOr<LoadedGroup> LoadGroup(const EngineOptions& options, Load load_rank) {
+  LoadedGroup out;
+  out.threads = std::make_unique<ThreadGroup>(options.num_ranks);
+  EngineOptions of_rank = options;
+  for (int32_t r = 0; r < options.num_ranks; ++r) {
+    ASSIGN_OR_RETURN(std::unique_ptr<Communicator> communicator, out.threads->Join(r));
+    ASSIGN_OR_RETURN(LoadedModel model, load_rank(of_rank, std::move(communicator)));
+    // What the first rank found room for is what every rank has.
+    of_rank.max_model_len = model.options.max_model_len;
+    of_rank.kv_cache_tokens = model.options.kv_cache_tokens;
+    out.models.push_back(std::move(model));
+  }
+  return out;
 }
 
 }  // namespace
@@ -79,7 +154,10 @@ absl::Status CheckOptions(const EngineOptions& o) {
   RETURN_IF_ERROR(CheckRange("max-prefill-chunk-tokens", o.max_prefill_chunk_tokens, 0, 65536));
   RETURN_IF_ERROR(CheckRange("max-model-len", o.max_model_len, 0, kMax));
   RETURN_IF_ERROR(CheckRange("kv-cache-tokens", o.kv_cache_tokens, 0, kMax));
-  return CheckRange("max-queued-requests", o.max_queued_requests, 1, 1'000'000);
+  RETURN_IF_ERROR(CheckRange("max-queued-requests", o.max_queued_requests, 1, 1'000'000));
+  RETURN_IF_ERROR(CheckRange("ranks", o.num_ranks, 1, 256));
+  RETURN_IF_ERROR(CheckRange("balance-interval-steps", o.balance_interval_steps, 0, kMax));
+  return CheckRange("redundant-experts", o.num_redundant_experts, 0, 65536);
 }
 
 absl::Status ResolveModelLen(const ModelConfig& config, EngineOptions& options) {
@@ -100,43 +178,39 @@ ModelRunnerOptions RunnerOptions(const EngineOptions& options, int32_t num_block
           .max_logits_rows = std::min(kMaxLogitsRows, options.max_num_batched_tokens),
           .num_valid_ids = num_valid_ids,
           .num_blocks = num_blocks,
-          .block_tokens = kKvBlockTokens};
+          .block_tokens = kKvBlockTokens,
+          .num_ranks = options.num_ranks};
 }
 
 int64_t ReserveBytes(int64_t free_bytes) { return std::max<int64_t>(free_bytes, 0) / 16; }
 
 absl::StatusOr<LoadedModel> LoadModel(const EngineOptions& options) {
+  ASSIGN_OR_RETURN(const OpenedModel model, OpenModel(options));
+  return LoadRank(model, model.options, nullptr);
+}
+
+absl::StatusOr<LoadedGroup> LoadModelGroup(const EngineOptions& options) {
+  ASSIGN_OR_RETURN(const OpenedModel model, OpenModel(options));
+  return LoadGroup(model.options,
+                   [&](const EngineOptions& of_rank, std::unique_ptr<Communicator> communicator) {
+                     return LoadRank(model, of_rank, std::move(communicator));
+                   });
+}
+
+absl::StatusOr<LoadedGroup> LoadModelGroup(const EngineOptions& options, const ModelConfig& config,
+                                           const Checkpoint& checkpoint) {
   RETURN_IF_ERROR(CheckOptions(options));
-  const std::string& folder = options.model_folder;
-  if (!std::filesystem::is_directory(folder)) {
-    return absl::NotFoundError(absl::StrCat("model: no folder ", folder));
-  }
-  ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(folder));
-  ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint, Checkpoint::Open(folder));
-  RETURN_IF_ERROR(CheckTensors(config, *checkpoint));
-  if (StoredHeadDiffers(config, *checkpoint)) {
-    LogWarning(
-        "stored_head_ignored",
-        {{"why", "tie_word_embeddings is true and lm_head.weight differs from the embedding"}});
-  }
-  std::unique_ptr<Tokenizer> tokenizer;
-  std::unique_ptr<ChatFormat> chat_format;
-  if (std::filesystem::exists(folder + "/tokenizer.json")) {
-    ASSIGN_OR_RETURN(tokenizer, Tokenizer::Load(folder));
-    ASSIGN_OR_RETURN(chat_format, ChatFormat::Load(folder, *tokenizer));
-  }
-  EngineOptions resolved = options;
-  if (resolved.model_name.empty()) {
-    const std::filesystem::path path = std::filesystem::weakly_canonical(folder);
-    resolved.model_name = path.filename().string();
-  }
-  return LoadModel(resolved, config, *checkpoint, std::move(tokenizer), std::move(chat_format));
+  return LoadGroup(
+      options, [&](const EngineOptions& of_rank, std::unique_ptr<Communicator> communicator) {
+        return LoadModel(of_rank, config, checkpoint, nullptr, nullptr, std::move(communicator));
+      });
 }
 
 absl::StatusOr<LoadedModel> LoadModel(const EngineOptions& options, const ModelConfig& config,
                                       const Checkpoint& checkpoint,
                                       std::unique_ptr<Tokenizer> tokenizer,
-                                      std::unique_ptr<ChatFormat> chat_format) {
+                                      std::unique_ptr<ChatFormat> chat_format,
+                                      std::unique_ptr<Communicator> communicator) {
   RETURN_IF_ERROR(CheckOptions(options));
   LoadedModel out;
   out.config = config;
@@ -145,22 +219,36 @@ absl::StatusOr<LoadedModel> LoadModel(const EngineOptions& options, const ModelC
       tokenizer ? std::move(tokenizer) : std::make_unique<NoTokenizer>(config.vocab_size);
   out.chat_format = chat_format ? std::move(chat_format) : std::make_unique<NoChatFormat>();
   out.end_ids = EndIds(config, *out.chat_format);
-  if (out.options.num_threads == 0) out.options.num_threads = UsableCpus();
+  out.communicator = std::move(communicator);
+  if (out.options.num_threads == 0) {
+    out.options.num_threads = std::max(UsableCpus() / options.num_ranks, 1);
+  }
   ASSIGN_OR_RETURN(out.backend, MakeBackend(out.options));
+  RankGroup group = {.communicator = out.communicator.get(), .maps = {}};
+  if (out.in_group()) {
+    ASSIGN_OR_RETURN(group.maps,
+                     EvenMaps(config, options.num_ranks, options.num_redundant_experts));
+  }
   const absl::Time start = absl::Now();
-  ASSIGN_OR_RETURN(ModelWeights weights, LoadModelWeights(config, checkpoint, *out.backend));
-  LogInfo("weights_loaded",
-          {{"gigabytes", absl::StrFormat("%.2f", static_cast<double>(weights.matrix_bytes) / 1e9)},
-           {"seconds", absl::StrFormat("%.1f", absl::ToDoubleSeconds(absl::Now() - start))}});
+  ASSIGN_OR_RETURN(ModelWeights weights, LoadWeights(config, checkpoint, group, *out.backend));
+  out.load_seconds_per_byte = absl::ToDoubleSeconds(absl::Now() - start) /
+                              static_cast<double>(std::max<int64_t>(weights.matrix_bytes, 1));
   out.limits.vocab_size = config.vocab_size;
   out.limits.num_tokens = std::min(config.vocab_size, out.tokenizer->num_tokens());
   RETURN_IF_ERROR(ResolveMemory(config, *out.backend, out.options, out.num_blocks));
+  ModelRunnerOptions runner = RunnerOptions(out.options, out.num_blocks, out.limits.num_tokens);
+  if (!group.maps.empty()) runner.slots_per_rank = group.maps[0].slots_per_rank();
   ASSIGN_OR_RETURN(out.runner, ModelRunner::Create(config, std::move(weights), out.backend.get(),
-                                                   RunnerOptions(out.options, out.num_blocks,
-                                                                 out.limits.num_tokens)));
+                                                   runner, std::move(group)));
   RETURN_IF_ERROR(out.runner->WarmUp());
   out.limits.max_model_len = out.options.max_model_len;
   out.limits.kv_cache_tokens = out.options.kv_cache_tokens;
+  // On a device the choices are not counted yet.
+  if (out.in_group() && options.balance_interval_steps > 0 && out.backend->traits().host_memory) {
+    EngineOptions beside = out.options;
+    beside.num_threads = 1;
+    ASSIGN_OR_RETURN(out.packer, MakeBackend(beside));
+  }
   return out;
 }
 

@@ -1,6 +1,7 @@
 // Everything that one served model consists of, ready to run.
 #pragma once
 
+#include <functional>
 #include <memory>
 
 #include "base/status.h"
@@ -8,6 +9,7 @@
 #include "model/checkpoint.h"
 #include "model/model_runner.h"
 #include "ops/backend.h"
+#include "parallel/thread_communicator.h"
 
 namespace jevons {
 
@@ -15,15 +17,23 @@ namespace jevons {
 inline constexpr int32_t kMaxLogitsRows = 64;
 
 struct LoadedModel {
+  bool in_group() const { return communicator != nullptr; }
+
   ModelConfig config;
   std::unique_ptr<Tokenizer> tokenizer;
   std::unique_ptr<ChatFormat> chat_format;
+  std::unique_ptr<Communicator> communicator;  // null without a group
   std::unique_ptr<Backend> backend;
-  std::unique_ptr<ModelRunner> runner;  // uses `backend`
+  std::unique_ptr<ModelRunner> runner;  // uses `backend` and `communicator`
   EngineOptions options;                // resolved
   std::vector<int32_t> end_ids;         // of the model's files and its chat template, rising
   GenerationLimits limits;
   int32_t num_blocks = 0;
+  // Opens the checkpoint once more, on any thread; empty where that cannot be.
+  std::function<absl::StatusOr<std::unique_ptr<Checkpoint>>()> reopen;
+  double load_seconds_per_byte = 0;  // of packed weights
+  // Packs weights beside the engine's thread; null where experts stay where they are.
+  std::unique_ptr<Backend> packer;
 };
 
 // From a checkpoint folder. A folder without tokenizer.json loads: prompts are then token ids
@@ -34,7 +44,18 @@ absl::StatusOr<LoadedModel> LoadModel(const EngineOptions& options);
 absl::StatusOr<LoadedModel> LoadModel(const EngineOptions& options, const ModelConfig& config,
                                       const Checkpoint& checkpoint,
                                       std::unique_ptr<Tokenizer> tokenizer,
-                                      std::unique_ptr<ChatFormat> chat_format);
+                                      std::unique_ptr<ChatFormat> chat_format,
+                                      std::unique_ptr<Communicator> communicator = nullptr);
+
+// The models of a group of ranks in this process, by rank.
+struct LoadedGroup {
+  std::unique_ptr<ThreadGroup> threads;  // the models' communicators are its members
+  std::vector<LoadedModel> models;
+};
+absl::StatusOr<LoadedGroup> LoadModelGroup(const EngineOptions& options);
+// The same from tensors that the caller provides, without a tokenizer.
+absl::StatusOr<LoadedGroup> LoadModelGroup(const EngineOptions& options, const ModelConfig& config,
+                                           const Checkpoint& checkpoint);
 
 // Each option within its range.
 absl::Status CheckOptions(const EngineOptions& options);
@@ -45,7 +66,8 @@ ModelRunnerOptions RunnerOptions(const EngineOptions& options, int32_t num_block
 // Of a device's memory beside the weights: for the driver, recorded steps and small tables.
 int64_t ReserveBytes(int64_t free_bytes);
 
-// Engine::Create for a model that is loaded already.
+// Engine::Create for what is loaded already.
 std::unique_ptr<Engine> StartEngine(LoadedModel model, const Clock* clock);
+std::unique_ptr<Engine> StartEngine(LoadedGroup group, const Clock* clock);
 
 }  // namespace jevons

@@ -58,7 +58,7 @@ void StepLoop::Admit(QueuedRequest queued) {
 void StepLoop::Step() {
   DropCancelledAndExpired();
   const Batch& batch = scheduler_.Schedule();
-  if (batch.empty()) return;
+  if (batch.empty() && !model_->in_group()) return;
   ++num_steps_;
   const size_t num_entries = batch.entries.size();
   failed_.assign(num_entries, absl::OkStatus());
@@ -67,15 +67,19 @@ void StepLoop::Step() {
   const absl::Status run = Run(batch);
   if (!run.ok()) {
     LogError("step_failed", {{"error", run.ToString()}, {"tokens", batch.num_tokens()}});
-    // What a device that failed still holds is not known: nothing goes on with it.
+    // What a device that failed still holds is not known, and other ranks have not got what they
+    // wait for: nothing goes on.
     if (run.code() == absl::StatusCode::kInternal) {
       failure_ = absl::UnavailableError(absl::StrCat("the device failed: ", run.message()));
+    } else if (model_->in_group()) {
+      failure_ = absl::UnavailableError(run.message());
     }
     std::fill(failed_.begin(), failed_.end(), failure_.ok() ? run : failure_);
     sampled_.assign(std::count_if(batch.entries.begin(), batch.entries.end(),
                                   [](const BatchEntry& e) { return e.samples; }),
                     Scheduler::kSkip);
   }
+  if (batch.empty()) return;
   scheduler_.Update(sampled_);
   Emit(batch);
 }

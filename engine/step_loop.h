@@ -30,10 +30,11 @@ class StepLoop {
   bool has_work() const { return !active_.empty(); }
 
   // One step for everything in work: cancelled and expired sequences end, a batch is computed, its
-  // tokens are pushed.
+  // tokens are pushed. In a group the batch may be empty: the other ranks need this one.
   void Step();
 
-  // OK, or UNAVAILABLE once the device has failed in a step: no further step makes sense.
+  // OK, or UNAVAILABLE once the device or the group has failed in a step: no further step makes
+  // sense.
   const absl::Status& failure() const { return failure_; }
 
   // Ends every sequence with this status.

@@ -58,11 +58,13 @@ std::vector<KvLayerSpec> KvLayers(const ModelConfig& config, DType dtype) {
                                   {.entry_dim = config.kv_entry_dim(), .dtype = dtype});
 }
 
-absl::StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::Create(
-    const ModelConfig& config, ModelWeights weights, Backend* backend,
-    const ModelRunnerOptions& options) {
-  auto runner =
-      std::unique_ptr<ModelRunner>(new ModelRunner(config, std::move(weights), backend, options));
+absl::StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::Create(const ModelConfig& config,
+                                                                 ModelWeights weights,
+                                                                 Backend* backend,
+                                                                 const ModelRunnerOptions& options,
+                                                                 RankGroup group) {
+  auto runner = std::unique_ptr<ModelRunner>(
+      new ModelRunner(config, std::move(weights), backend, options, std::move(group)));
   runner->softmax_scale_ = static_cast<float>(SoftmaxScale(config));
   std::vector<float> table = RopeTable(config, options.max_positions);
   ASSIGN_OR_RETURN(runner->cos_sin_,
@@ -72,6 +74,10 @@ absl::StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::Create(
                    KvCache::Create(*backend, KvLayers(config, backend->traits().kv_cache),
                                    options.num_blocks, options.block_tokens));
   RETURN_IF_ERROR(runner->Allocate());
+  if (runner->group_.present() && config.n_routed_experts > 0) {
+    ASSIGN_OR_RETURN(runner->experts_, ExpertParallel::Create(config, runner->group_, options,
+                                                              backend, &runner->work_));
+  }
   if (backend->traits().samples) {
     const int32_t num_valid = options.num_valid_ids > 0 ? options.num_valid_ids : config.vocab_size;
     ASSIGN_OR_RETURN(runner->sampler_,
@@ -156,10 +162,20 @@ absl::StatusOr<ModelRunner::Step> ModelRunner::WriteStep(const StepInput& input,
 absl::Status ModelRunner::Run(const StepInput& input) {
   RETURN_IF_ERROR(CheckStep(input));
   last_num_tokens_ = static_cast<int64_t>(input.token_ids.size());
-  if (last_num_tokens_ == 0) return absl::OkStatus();
-  ASSIGN_OR_RETURN(const Step step,
-                   WriteStep(input, Padded(last_num_tokens_, options_.max_tokens)));
+  if (last_num_tokens_ == 0 && experts_ == nullptr) return absl::OkStatus();
+  const int64_t num_rows = Padded(last_num_tokens_, options_.max_tokens);
+  if (experts_ != nullptr) RETURN_IF_ERROR(experts_->BeginStep(num_rows));
+  ASSIGN_OR_RETURN(const Step step, WriteStep(input, num_rows));
+  // Where sizes depend on the choices there is nothing to record.
+  if (experts_ != nullptr && !experts_->masked()) return Layers(step);
   return backend_->RunStep(step.num_tokens, [&] { return Layers(step); });
+}
+
+absl::Status ModelRunner::ReplaceExperts(int32_t layer_idx, const ExpertMap& map,
+                                         MlpWeights& experts) {
+  RETURN_IF_ERROR(experts_->SetMap(layer_idx, map));
+  if (experts.gate_up != nullptr) std::swap(weights_.layers[layer_idx].moe.experts, experts);
+  return absl::OkStatus();
 }
 
 absl::Status ModelRunner::WarmUp() {
@@ -203,7 +219,7 @@ absl::Status ModelRunner::Layers(const Step& step) {
                                        .weight = layer.post_attention_norm.view,
                                        .eps = eps,
                                        .out = norm}));
-    RETURN_IF_ERROR(config_.IsMoeLayer(i) ? Moe(layer.moe, step) : DenseMlp(layer.dense, t, delta));
+    RETURN_IF_ERROR(config_.IsMoeLayer(i) ? Moe(i, step) : DenseMlp(layer.dense, t, delta));
   }
   return backend_->RmsNorm(
       {.x = x, .delta = pending, .weight = weights_.final_norm.view, .eps = eps, .out = norm});
@@ -276,7 +292,8 @@ absl::Status ModelRunner::DenseMlp(const MlpWeights& mlp, int64_t num_tokens,
   return backend_->Linear({.x = act, .weight = mlp.down.get(), .bias = {}, .out = out});
 }
 
-absl::Status ModelRunner::Moe(const MoeWeights& moe, const Step& step) {
+absl::Status ModelRunner::Moe(int32_t layer_idx, const Step& step) {
+  const MoeWeights& moe = weights_.layers[layer_idx].moe;
   const int64_t num_tokens = step.num_tokens;
   const TensorView norm = work_.norm.view.Slice(0, num_tokens);
   RouteTopKArgs route = RouterRule(config_);
@@ -289,6 +306,24 @@ absl::Status ModelRunner::Moe(const MoeWeights& moe, const Step& step) {
   route.topk_weights = work_.topk_weights.view.Slice(0, num_tokens);
   RETURN_IF_ERROR(
       backend_->Linear({.x = norm, .weight = moe.router.get(), .bias = {}, .out = route.logits}));
+  TensorView shared;
+  if (moe.shared.gate_up != nullptr) {
+    shared = work_.shared.view.Slice(0, num_tokens);
+    RETURN_IF_ERROR(DenseMlp(moe.shared, num_tokens, shared));
+  }
+  if (experts_ == nullptr) return LocalExperts(moe, route, shared);
+  RETURN_IF_ERROR(backend_->RouteTopK(route));
+  return experts_->Run(layer_idx, moe.experts,
+                       {.x = norm,
+                        .topk_idx = route.topk_idx,
+                        .topk_weights = route.topk_weights,
+                        .shared = shared,
+                        .out = work_.delta.view.Slice(0, num_tokens)});
+}
+
+absl::Status ModelRunner::LocalExperts(const MoeWeights& moe, const RouteTopKArgs& route,
+                                       const TensorView& shared) {
+  const int64_t num_tokens = route.topk_idx.dim(0);
   const int64_t num_rows = num_tokens * route.topk_idx.dim(1);
   const DispatchPlan plan = {.cu_rows = work_.cu_rows.view,
                              .row_token = work_.row_token.view.Slice(0, num_rows),
@@ -296,7 +331,7 @@ absl::Status ModelRunner::Moe(const MoeWeights& moe, const Step& step) {
   RETURN_IF_ERROR(backend_->RouteAndDispatch(route, plan));
   const TensorView act = work_.expert_act.view.Slice(0, num_rows);
   const TensorView expert_out = work_.expert_out.view.Slice(0, num_rows);
-  GatedUpArgs up = {.x = norm,
+  GatedUpArgs up = {.x = work_.norm.view.Slice(0, num_tokens),
                     .cu_rows = plan.cu_rows,
                     .row_idx = plan.row_token,
                     .weight = moe.experts.gate_up.get(),
@@ -311,11 +346,6 @@ absl::Status ModelRunner::Moe(const MoeWeights& moe, const Step& step) {
                                          .row_idx = {},
                                          .weight = moe.experts.down.get(),
                                          .out = expert_out}));
-  TensorView shared;
-  if (moe.shared.gate_up != nullptr) {
-    shared = work_.shared.view.Slice(0, num_tokens);
-    RETURN_IF_ERROR(DenseMlp(moe.shared, num_tokens, shared));
-  }
   return backend_->ExpertCombine({.expert_out = expert_out,
                                   .plan = plan,
                                   .topk_weights = route.topk_weights,

@@ -7,6 +7,7 @@
 #include "base/status.h"
 #include "model/config.h"
 #include "model/device_sampler.h"
+#include "model/expert_parallel.h"
 #include "model/kv_cache.h"
 #include "model/model_weights.h"
 #include "model/workspace.h"
@@ -30,13 +31,16 @@ class ModelRunner {
  public:
   static absl::StatusOr<std::unique_ptr<ModelRunner>> Create(const ModelConfig& config,
                                                              ModelWeights weights, Backend* backend,
-                                                             const ModelRunnerOptions& options);
+                                                             const ModelRunnerOptions& options,
+                                                             RankGroup group = {});
 
   // On a backend that records steps: runs one of each size that can occur, without tokens, so that
   // all memory is taken and all steps are recorded before the first request. Nothing elsewhere.
   absl::Status WarmUp();
 
-  // Computes the step: the cache holds its keys afterwards, and Logits may be asked for its rows.
+  // Computes the step: the cache holds its keys afterwards, and Logits may be asked for its rows. In
+  // a group all ranks call it at the same time, those without tokens too; UNAVAILABLE where the
+  // group is broken.
   absl::Status Run(const StepInput& input);
 
   // Host memory f32 [rows.size(), vocab_size] for rows (token indices) of the last Run; valid until
@@ -49,6 +53,13 @@ class ModelRunner {
                                                        std::span<const SampleRequest> requests);
   bool samples() const { return sampler_ != nullptr; }
 
+  const RankGroup& group() const { return group_; }  // as it was at the start
+  // Null where this rank has all experts.
+  ExpertParallel* experts() { return experts_.get(); }
+  // Between two steps, on all ranks: the layer's experts are where `map` says from now on. `experts`
+  // are those of this rank and get the ones before; null weights: they stay as they are.
+  absl::Status ReplaceExperts(int32_t layer_idx, const ExpertMap& map, MlpWeights& experts);
+
   const ModelConfig& config() const { return config_; }
   const ModelWeights& weights() const { return weights_; }
 
@@ -60,8 +71,12 @@ class ModelRunner {
   };
 
   ModelRunner(const ModelConfig& config, ModelWeights weights, Backend* backend,
-              const ModelRunnerOptions& options)
-      : config_(config), weights_(std::move(weights)), backend_(backend), options_(options) {}
+              const ModelRunnerOptions& options, RankGroup group)
+      : config_(config),
+        weights_(std::move(weights)),
+        backend_(backend),
+        options_(options),
+        group_(std::move(group)) {}
 
   absl::Status Allocate();
   absl::Status CheckStep(const StepInput& input) const;
@@ -76,18 +91,23 @@ class ModelRunner {
   // `delta` of the workspace = attention of the normed rows.
   absl::Status Attention(int32_t layer_idx, const Step& step);
   absl::Status DenseMlp(const MlpWeights& mlp, int64_t num_tokens, const TensorView& out);
-  absl::Status Moe(const MoeWeights& moe, const Step& step);
+  absl::Status Moe(int32_t layer_idx, const Step& step);
+  // delta = experts of the choices, all of them on this rank.
+  absl::Status LocalExperts(const MoeWeights& moe, const RouteTopKArgs& route,
+                            const TensorView& shared);
 
   const ModelConfig config_;
-  const ModelWeights weights_;
+  ModelWeights weights_;
   Backend* const backend_;
   const ModelRunnerOptions options_;
+  const RankGroup group_;
   float softmax_scale_ = 0;
   DeviceTensor cos_sin_;
   KvCache cache_;
   std::unique_ptr<DeviceSampler> sampler_;  // null where the host samples
   Workspace work_;
-  std::vector<uint8_t> host_arrays_;  // as work_.step_arrays
+  std::unique_ptr<ExpertParallel> experts_;  // null where this rank has all experts
+  std::vector<uint8_t> host_arrays_;         // as work_.step_arrays
   std::vector<int32_t> host_rows_;
   std::vector<float> host_logits_;
   int64_t last_num_tokens_ = 0;

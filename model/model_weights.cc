@@ -1,6 +1,7 @@
 #include "model/model_weights.h"
 
 #include <cstring>
+#include <numeric>
 #include <string>
 
 #include "absl/strings/str_cat.h"
@@ -50,8 +51,9 @@ struct HostMatrix {
 // One call of LoadModelWeights.
 class Loader {
  public:
-  Loader(const ModelConfig& config, const Checkpoint& checkpoint, Backend& backend)
-      : config_(config), checkpoint_(checkpoint), backend_(backend) {}
+  Loader(const ModelConfig& config, const Checkpoint& checkpoint, Backend& backend,
+         std::span<const std::vector<int32_t>> experts)
+      : config_(config), checkpoint_(checkpoint), backend_(backend), experts_(experts) {}
 
   absl::StatusOr<ModelWeights> Load() {
     ModelWeights out;
@@ -69,6 +71,14 @@ class Loader {
     ASSIGN_OR_RETURN(out.head, Matrix({head}));
     out.matrix_bytes = matrix_bytes_;
     return out;
+  }
+
+  absl::StatusOr<MlpWeights> LoadExperts(int32_t layer_idx, std::span<const int32_t> experts) {
+    const std::string mlp = absl::StrCat("model.layers.", layer_idx, ".mlp.");
+    std::vector<std::string> prefixes;
+    for (int32_t e : experts) prefixes.push_back(absl::StrCat(mlp, "experts.", e, "."));
+    const bool grouped = NumGroupedSharedExperts(config_, backend_.traits()) > 0;
+    return LoadMlp(prefixes, grouped ? mlp + "shared_experts." : "");
   }
 
  private:
@@ -100,20 +110,18 @@ class Loader {
     if (config_.topk_method == "noaux_tc") {
       ASSIGN_OR_RETURN(out.moe.router_bias, Vector(mlp + "gate.e_score_correction_bias"));
     }
-    std::vector<std::string> experts;
-    for (int32_t e = 0; e < config_.n_routed_experts; ++e) {
-      experts.push_back(absl::StrCat(mlp, "experts.", e, "."));
-    }
-    const std::string shared = mlp + "shared_experts.";
-    if (NumGroupedSharedExperts(config_, backend_.traits()) > 0) {
-      ASSIGN_OR_RETURN(out.moe.experts, LoadMlp(experts, shared));
-      return out;
-    }
-    ASSIGN_OR_RETURN(out.moe.experts, LoadMlp(experts));
-    if (config_.n_shared_experts > 0) {
-      ASSIGN_OR_RETURN(out.moe.shared, LoadMlp({shared}));
+    ASSIGN_OR_RETURN(out.moe.experts, LoadExperts(layer_idx, ExpertsOf(layer_idx)));
+    if (config_.n_shared_experts > 0 && NumGroupedSharedExperts(config_, backend_.traits()) == 0) {
+      ASSIGN_OR_RETURN(out.moe.shared, LoadMlp({mlp + "shared_experts."}));
     }
     return out;
+  }
+
+  std::vector<int32_t> ExpertsOf(int32_t layer_idx) const {
+    if (!experts_.empty()) return experts_[layer_idx];
+    std::vector<int32_t> all(config_.n_routed_experts);
+    std::iota(all.begin(), all.end(), 0);
+    return all;
   }
 
   absl::StatusOr<AttentionWeights> LoadAttention(const std::string& prefix) {
@@ -291,6 +299,7 @@ class Loader {
   const ModelConfig& config_;
   const Checkpoint& checkpoint_;
   Backend& backend_;
+  const std::span<const std::vector<int32_t>> experts_;
   const absl::Time start_ = absl::Now();
   absl::Time last_shown_ = start_;
   std::vector<std::string> read_;
@@ -307,8 +316,15 @@ int32_t NumGroupedSharedExperts(const ModelConfig& config, const BackendTraits& 
 }
 
 absl::StatusOr<ModelWeights> LoadModelWeights(const ModelConfig& config,
-                                              const Checkpoint& checkpoint, Backend& backend) {
-  return Loader(config, checkpoint, backend).Load();
+                                              const Checkpoint& checkpoint, Backend& backend,
+                                              std::span<const std::vector<int32_t>> experts) {
+  return Loader(config, checkpoint, backend, experts).Load();
+}
+
+absl::StatusOr<MlpWeights> LoadExpertWeights(const ModelConfig& config,
+                                             const Checkpoint& checkpoint, Backend& backend,
+                                             int32_t layer_idx, std::span<const int32_t> experts) {
+  return Loader(config, checkpoint, backend, {}).LoadExperts(layer_idx, experts);
 }
 
 }  // namespace jevons

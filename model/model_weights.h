@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "base/status.h"
@@ -61,8 +62,16 @@ struct ModelWeights {
 int32_t NumGroupedSharedExperts(const ModelConfig& config, const BackendTraits& traits);
 
 // Reads and packs every tensor; the checkpoint may be dropped afterwards. Tensors must have passed
-// CheckTensors.
+// CheckTensors. Where `experts` is given, a MoE layer i has the routed experts experts[i] alone, in
+// that order, and no others are read.
 absl::StatusOr<ModelWeights> LoadModelWeights(const ModelConfig& config,
-                                              const Checkpoint& checkpoint, Backend& backend);
+                                              const Checkpoint& checkpoint, Backend& backend,
+                                              std::span<const std::vector<int32_t>> experts = {});
+
+// The routed experts of one MoE layer, as LoadModelWeights reads them. Releases nothing of the
+// checkpoint.
+absl::StatusOr<MlpWeights> LoadExpertWeights(const ModelConfig& config,
+                                             const Checkpoint& checkpoint, Backend& backend,
+                                             int32_t layer_idx, std::span<const int32_t> experts);
 
 }  // namespace jevons

@@ -6,6 +6,31 @@
 
 namespace jevons {
 
+namespace {
+
+// What ExpertParallel needs for k choices a token among `groups` slots a rank.
+void PlanExchange(const ModelRunnerOptions& options, int64_t k, int64_t groups, DType act,
+                  int64_t hidden, Workspace& w, std::vector<PlannedTensor>& out) {
+  constexpr DType kI32 = DType::kI32;
+  const int64_t ranks = options.num_ranks;
+  const int64_t t = options.max_tokens;
+  const int64_t per_row = std::min(k, groups);
+  const int64_t masked = ranks * options.masked_capacity;
+  const int64_t sent = std::max(t * std::min(k, ranks), masked);
+  out.push_back({&w.counts, kI32, 2 * ranks, 2});
+  out.push_back({&w.send_token, kI32, sent, 0});
+  out.push_back({&w.send_slots, kI32, sent, k});
+  out.push_back({&w.send_x, act, sent, hidden});
+  out.push_back({&w.return_row, kI32, t, k});
+  out.push_back({&w.recv_slots, kI32, ranks * t, k});
+  out.push_back({&w.recv_x, act, ranks * t, hidden});
+  out.push_back({&w.result_row, kI32, ranks * t * k, 0});
+  out.push_back({&w.results, act, ranks * t * per_row, hidden});
+  out.push_back({&w.returned, act, std::max(t * k, masked * per_row), hidden});
+}
+
+}  // namespace
+
 std::vector<PlannedTensor> PlanWorkspace(const ModelConfig& config,
                                          const ModelRunnerOptions& options,
                                          const BackendTraits& traits, Workspace& w) {
@@ -40,12 +65,18 @@ std::vector<PlannedTensor> PlanWorkspace(const ModelConfig& config,
     out.push_back({&w.router_logits, kF32, t, c.n_routed_experts});
     out.push_back({&w.topk_idx, kI32, t, k});
     out.push_back({&w.topk_weights, kF32, t, k});
-    out.push_back({&w.cu_rows, kI32, c.n_routed_experts + grouped + 1, 0});
-    out.push_back({&w.row_token, kI32, t * k, 0});
-    out.push_back({&w.token_row, kI32, t, k});
-    if (!traits.fuses_gated_up) out.push_back({&w.expert_gate_up, kF32, t * k, 2 * m});
-    out.push_back({&w.expert_act, act, t * k, m});
-    out.push_back({&w.expert_out, act, t * k, c.hidden_size});
+    // Tokens that this rank's experts may meet, and their choices.
+    const bool shares = options.slots_per_rank > 0;
+    const int64_t tokens = shares ? options.num_ranks * t : t;
+    const int32_t groups = (shares ? options.slots_per_rank : c.n_routed_experts) + grouped;
+    const int64_t choices = tokens * std::min<int64_t>(k, groups);
+    out.push_back({&w.cu_rows, kI32, groups + 1, 0});
+    out.push_back({&w.row_token, kI32, tokens * k, 0});
+    out.push_back({&w.token_row, kI32, tokens, k});
+    if (!traits.fuses_gated_up) out.push_back({&w.expert_gate_up, kF32, choices, 2 * m});
+    out.push_back({&w.expert_act, act, choices, m});
+    out.push_back({&w.expert_out, act, choices, c.hidden_size});
+    if (shares) PlanExchange(options, k, groups, act, c.hidden_size, w, out);
   }
   const int64_t rows = options.max_logits_rows;
   out.push_back({&w.row_idx, kI32, rows, 0});

@@ -16,6 +16,12 @@ struct ModelRunnerOptions {
   int32_t num_valid_ids = 0;     // ids that may be drawn; 0: all of the vocabulary
   int32_t num_blocks = 64;       // of the KV cache
   int32_t block_tokens = 64;
+  // Of a group that shares the experts. Every rank's max_tokens is the same.
+  int32_t num_ranks = 1;
+  int32_t slots_per_rank = 0;  // for routed experts; 0: no group
+  // Largest step, in tokens of each rank, whose exchange has sizes that do not depend on the
+  // choices; 0: none.
+  int32_t masked_capacity = 0;
 
   int64_t max_sequence_blocks() const { return (max_positions + block_tokens - 1) / block_tokens; }
 };
@@ -27,8 +33,11 @@ struct Workspace {
   DeviceTensor gate_up, act, shared;
   DeviceTensor router_logits, topk_idx, topk_weights, cu_rows, row_token, token_row;
   DeviceTensor expert_gate_up, expert_act, expert_out;  // rows are choices
-  DeviceTensor row_idx, hidden, logits;                 // rows are those of a Logits call
-  DeviceTensor step_arrays;                             // bytes: all index arrays of a step
+  // Of a group of ranks. Rows go to others, are got from them, are results for them, come back.
+  DeviceTensor counts, send_token, send_slots, send_x, return_row;
+  DeviceTensor recv_slots, recv_x, result_row, results, returned;
+  DeviceTensor row_idx, hidden, logits;  // rows are those of a Logits call
+  DeviceTensor step_arrays;              // bytes: all index arrays of a step
 };
 
 struct PlannedTensor {

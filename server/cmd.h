@@ -21,6 +21,8 @@ struct Environment {
   std::string home;        // HOME
 };
 
+struct EngineOptions;
+
 // What the chosen subcommand does once the command line is parsed; returns the exit code.
 using CommandRun = std::function<int()>;
 
@@ -32,6 +34,9 @@ void AddTokenize(CLI::App& app, CommandRun& run);
 void AddRender(CLI::App& app, CommandRun& run);
 void AddInspect(CLI::App& app, CommandRun& run);
 void AddPlan(CLI::App& app, CommandRun& run);
+
+// The flags of a group of ranks.
+void AddRanks(CLI::App& cmd, EngineOptions& engine);
 
 // Prints "error: ..." to stderr. The exit code is kExitError.
 int Fail(const absl::Status& status);

@@ -189,6 +189,7 @@ void AddGenerate(CLI::App& app, const Environment& environment, CommandRun& run)
   cmd.add_flag("--json", flags->json, "Print one JSON object");
   cmd.add_flag("--score", flags->score,
                "Print the log-probability of each token of the prompt after the first");
+  AddRanks(cmd, flags->engine);
   cmd.callback([&run, flags] { run = [flags] { return RunGenerate(*flags); }; });
 }
 

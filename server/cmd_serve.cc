@@ -155,6 +155,7 @@ void AddServe(CLI::App& app, const Environment& environment, CommandRun& run) {
       ->check(InRange<int64_t>(0, 86400))
       ->capture_default_str();
   cmd.add_option("--model-name", engine.model_name, "Name for clients; default: the folder's");
+  AddRanks(cmd, engine);
   cmd.callback([&run, flags] {
     flags->engine.backend = flags->backend == "cpu"    ? BackendKind::kCpu
                             : flags->backend == "cuda" ? BackendKind::kCuda

@@ -1,0 +1,189 @@
+#include "engine/rank_engine.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/log.h"
+
+namespace jevons {
+
+RankEngine::RankEngine(LoadedModel model, const Clock* clock)
+    : model_(std::move(model)),
+      loop_(&model_, clock),
+      balancer_(ExpertBalancer::Create(&model_)),
+      thread_([this] { Loop(); }) {}
+
+RankEngine::~RankEngine() { Drain(absl::ZeroDuration()); }
+
+absl::StatusOr<std::shared_ptr<TokenStream>> RankEngine::Submit(GenerationRequest request,
+                                                                std::function<void()> ready) {
+  RETURN_IF_ERROR(ValidateGeneration(request, model_.limits));
+  auto stream = std::make_shared<TokenStream>(std::move(ready));
+  MutexLock lock(&mutex_);
+  RETURN_IF_ERROR(failure_);
+  if (draining_) return absl::UnavailableError("the server is shutting down");
+  const int64_t waiting = static_cast<int64_t>(queue_.size()) + stats_.num_queued;
+  if (waiting >= model_.options.max_queued_requests) {
+    return absl::ResourceExhaustedError(absl::StrCat("the queue is full: ", waiting,
+                                                     " requests wait, the limit is ",
+                                                     model_.options.max_queued_requests));
+  }
+  queue_.push_back({.id = ++last_id_, .request = std::move(request), .stream = stream});
+  changed_.NotifyAll();
+  return stream;
+}
+
+void RankEngine::Drain(absl::Duration patience) {
+  StopAccepting();
+  WaitIdle(SteadyDeadline(patience));
+  Stop();
+  Join();
+}
+
+void RankEngine::StopAccepting() {
+  MutexLock lock(&mutex_);
+  draining_ = true;
+}
+
+void RankEngine::WaitIdle(SteadyTime deadline) {
+  MutexLock lock(&mutex_);
+  while (!IdleLocked() && changed_.WaitUntil(&mutex_, deadline)) {
+  }
+}
+
+void RankEngine::Stop() {
+  MutexLock lock(&mutex_);
+  stopping_ = true;
+  changed_.NotifyAll();
+}
+
+void RankEngine::Join() {
+  MutexLock lock(&join_mutex_);
+  if (thread_.joinable()) thread_.join();
+}
+
+void RankEngine::Poke() {
+  MutexLock lock(&mutex_);
+  ++num_pokes_;
+  changed_.NotifyAll();
+}
+
+EngineStats RankEngine::stats() const {
+  MutexLock lock(&mutex_);
+  EngineStats out = stats_;
+  out.num_queued += static_cast<int64_t>(queue_.size());
+  out.num_requests = static_cast<int64_t>(last_id_);
+  return out;
+}
+
+absl::Status RankEngine::CheckIntegrity() {
+  MutexLock lock(&mutex_);
+  if (stopped_) return loop_.CheckIntegrity();
+  const int64_t wanted = ++checks_wanted_;
+  changed_.NotifyAll();
+  while (checks_done_ < wanted && !stopped_) changed_.Wait(&mutex_);
+  return stopped_ ? loop_.CheckIntegrity() : check_result_;
+}
+
+absl::Status RankEngine::failure() const {
+  MutexLock lock(&mutex_);
+  return failure_;
+}
+
+bool RankEngine::WakeLocked() const {
+  if (!queue_.empty()) return true;
+  return model_.in_group() ? num_pokes_ > agreed_pokes_ : stopping_;
+}
+
+void RankEngine::Loop() {
+  Next next = Next::kStep;
+  while (next != Next::kEnd && loop_.failure().ok()) {
+    next = TakeWork();
+    if (next != Next::kStep) continue;
+    loop_.Step();
+    if (balancer_ != nullptr && loop_.failure().ok() && !GroupIsWhole(balancer_->AfterStep()))
+      break;
+  }
+  const absl::Status failure = loop_.failure().ok() ? agreement_ : loop_.failure();
+  if (!failure.ok()) Fail(failure);
+  loop_.EndAll(failure.ok() ? absl::UnavailableError("the server is shutting down") : failure);
+  MutexLock lock(&mutex_);
+  UpdateStats();
+  stopped_ = true;
+  changed_.NotifyAll();
+}
+
+// Refuses from now on, and admits what was queued so that it ends with the rest.
+void RankEngine::Fail(const absl::Status& failure) {
+  LogError("engine_failed", {{"error", failure.ToString()}});
+  // The other ranks would wait for this one.
+  if (model_.in_group()) model_.communicator->Abort(std::string(failure.message()));
+  MutexLock lock(&mutex_);
+  failure_ = failure;
+  for (QueuedRequest& queued : queue_) loop_.Admit(std::move(queued));
+  queue_.clear();
+}
+
+// Between two steps: publishes the numbers, waits while there is nothing to do, admits what was
+// queued, and agrees with the other ranks on what follows.
+RankEngine::Next RankEngine::TakeWork() {
+  bool stopping = false;
+  int64_t num_pokes = 0;
+  {
+    MutexLock lock(&mutex_);
+    working_ = loop_.has_work();
+    UpdateStats();
+    if (!working_) changed_.NotifyAll();
+    CheckIfWanted();
+    while (!working_ && !group_works_ && !WakeLocked()) {
+      changed_.Wait(&mutex_);
+      CheckIfWanted();
+    }
+    std::deque<QueuedRequest> taken;
+    taken.swap(queue_);
+    for (QueuedRequest& queued : taken) loop_.Admit(std::move(queued));
+    working_ = loop_.has_work();
+    UpdateStats();
+    stopping = stopping_;
+    num_pokes = num_pokes_;
+  }
+  if (model_.in_group()) return Agree(stopping, num_pokes);
+  return stopping ? Next::kEnd : Next::kStep;
+}
+
+RankEngine::Next RankEngine::Agree(bool stopping, int64_t num_pokes) {
+  ExpertBalancer::Progress progress;
+  if (balancer_ != nullptr) progress = balancer_->progress();
+  int64_t values[] = {loop_.has_work() ? 1 : 0, -num_pokes, stopping ? 0 : 1, -progress.num_ready,
+                      progress.failed ? 1 : 0};
+  if (!GroupIsWhole(model_.communicator->AllReduce(values, ReduceOp::kMax))) return Next::kEnd;
+  group_works_ = values[0] > 0;
+  agreed_pokes_ = -values[1];
+  if (values[2] == 0) return Next::kEnd;
+  if (balancer_ != nullptr && !GroupIsWhole(balancer_->Apply({-values[3], values[4] > 0}))) {
+    return Next::kEnd;
+  }
+  return group_works_ ? Next::kStep : Next::kWait;
+}
+
+bool RankEngine::GroupIsWhole(const absl::Status& status) {
+  if (status.ok()) return true;
+  agreement_ =
+      absl::UnavailableError(absl::StrCat("the ranks can not agree on a step: ", status.message()));
+  return false;
+}
+
+void RankEngine::CheckIfWanted() {
+  if (checks_done_ == checks_wanted_) return;
+  check_result_ = loop_.CheckIntegrity();
+  checks_done_ = checks_wanted_;
+  changed_.NotifyAll();
+}
+
+void RankEngine::UpdateStats() {
+  stats_ = {};
+  loop_.FillStats(stats_);
+  if (balancer_ != nullptr) stats_.num_moved_layers = balancer_->num_moved_layers();
+}
+
+}  // namespace jevons

@@ -1,0 +1,268 @@
+#include "engine/engine_group.h"
+
+#include <sys/resource.h>
+
+#include <vector>
+
+#include "base/random.h"
+#include "gtest/gtest.h"
+#include "tests/support/engine_run.h"
+#include "tests/support/tiny_model.h"
+
+namespace jevons {
+namespace {
+
+std::vector<GenerationRequest> MakeRequests(int count, int num_new_tokens) {
+  Random random(23);
+  std::vector<GenerationRequest> out(count);
+  for (int i = 0; i < count; ++i) {
+    const int64_t length = 1 + random.Below(90);
+    for (int64_t j = 0; j < length; ++j) {
+      out[i].prompt_ids.push_back(static_cast<int32_t>(random.Below(130)));
+    }
+    out[i].max_new_tokens = num_new_tokens;
+    out[i].ignore_eos = true;
+    out[i].sampling.temperature = i % 2 == 0 ? 0.0f : 1.0f;
+    out[i].sampling.seed = 100 + i;
+    out[i].num_logprobs = 3;
+    out[i].num_prompt_logprobs = 1;
+  }
+  return out;
+}
+
+EngineOptions Options(int32_t num_ranks) {
+  EngineOptions options;
+  options.num_ranks = num_ranks;
+  options.num_threads = 1;
+  options.kv_cache_tokens = 2048;
+  options.max_num_seqs = 8;
+  options.max_num_batched_tokens = 48;
+  return options;
+}
+
+std::unique_ptr<Engine> StartGroup(const ModelConfig& config, EngineOptions options,
+                                   const Clock* clock) {
+  options.cpu_target = TestCpuTarget();
+  options.backend = BackendKind::kCpu;
+  auto group = LoadModelGroup(options, config, RandomCheckpoint(config, 7));
+  EXPECT_TRUE(group.ok()) << group.status();
+  return StartEngine(*std::move(group), clock);
+}
+
+ModelConfig DenseConfig() {
+  ModelConfig config = TinyV2Config();
+  config.n_routed_experts = 0;
+  config.n_shared_experts = 0;
+  config.num_experts_per_tok = 0;
+  config.first_k_dense_replace = config.num_hidden_layers;
+  return config;
+}
+
+double CpuSeconds() {
+  rusage usage = {};
+  getrusage(RUSAGE_SELF, &usage);
+  const auto seconds = [](const timeval& t) { return t.tv_sec + t.tv_usec * 1e-6; };
+  return seconds(usage.ru_utime) + seconds(usage.ru_stime);
+}
+
+class EngineGroupTest : public testing::TestWithParam<ModelConfig> {
+ protected:
+  void SetUp() override { SKIP_WITHOUT_TEST_BACKEND(); }
+  RealClock clock_;
+};
+
+TEST_P(EngineGroupTest, GivesTheBytesOfOneRank) {
+  const std::vector<GenerationRequest> requests = MakeRequests(9, 12);
+  const auto alone = StartTinyEngine(GetParam(), Options(1), &clock_);
+  const std::vector<Outcome> want = RunTogether(*alone, requests);
+  for (int32_t num_ranks : {2, 4, 8}) {
+    SCOPED_TRACE(num_ranks);
+    EngineOptions options = Options(num_ranks);
+    options.num_redundant_experts = num_ranks == 4 ? 4 : 0;
+    const auto group = StartGroup(GetParam(), options, &clock_);
+    const std::vector<Outcome> got = RunTogether(*group, requests);
+    for (size_t i = 0; i < want.size(); ++i) {
+      SCOPED_TRACE(i);
+      ASSERT_TRUE(want[i].end.error.ok()) << want[i].end.error;
+      ExpectSame(got[i], want[i]);
+    }
+    EXPECT_TRUE(group->CheckIntegrity().ok());
+    EXPECT_EQ(group->stats().num_free_blocks, group->stats().num_blocks);
+    EXPECT_EQ(group->stats().num_new_tokens, 9 * 12);
+  }
+}
+
+// Ranks without a request take part; when all are silent nothing spins, and the next request starts.
+TEST_P(EngineGroupTest, OneRequestThenOneLongThenSilenceThenOneAgain) {
+  const std::vector<GenerationRequest> short_ones = MakeRequests(4, 3);
+  const GenerationRequest long_one = MakeRequests(1, 60)[0];
+  const auto alone = StartTinyEngine(GetParam(), Options(1), &clock_);
+  const Outcome want_long = RunTogether(*alone, {long_one})[0];
+  const Outcome want_short = RunTogether(*alone, {short_ones[1]})[0];
+
+  const auto group = StartGroup(GetParam(), Options(4), &clock_);
+  ExpectSame(RunTogether(*group, {short_ones[1]})[0], want_short);
+  std::vector<GenerationRequest> mixed = short_ones;
+  mixed.push_back(long_one);
+  ExpectSame(RunTogether(*group, mixed)[4], want_long);
+  const double before = CpuSeconds();
+  absl::SleepFor(absl::Seconds(1));
+  EXPECT_LT(CpuSeconds() - before, 0.02);
+  ExpectSame(RunTogether(*group, {short_ones[1]})[0], want_short);
+}
+
+TEST_P(EngineGroupTest, RequestsGoToTheRankWithTheFewest) {
+  const auto group = StartGroup(GetParam(), Options(4), &clock_);
+  std::vector<std::shared_ptr<TokenStream>> streams;
+  for (const GenerationRequest& request : MakeRequests(4, 200)) {
+    streams.push_back(*group->Submit(request));
+  }
+  // One on each rank: each holds the blocks of one sequence.
+  while (group->stats().num_running < 4) absl::SleepFor(absl::Milliseconds(1));
+  EXPECT_EQ(group->stats().num_queued, 0);
+  for (auto& stream : streams) EXPECT_TRUE(ReadAll(*stream).end.error.ok());
+}
+
+TEST_P(EngineGroupTest, CancelsAndRandomLengthsLeaveNothingBehind) {
+  const auto group = StartGroup(GetParam(), Options(3), &clock_);
+  Random random(3);
+  std::vector<std::shared_ptr<TokenStream>> streams;
+  for (GenerationRequest& request : MakeRequests(40, 1)) {
+    request.max_new_tokens = 1 + static_cast<int32_t>(random.Below(30));
+    streams.push_back(*group->Submit(request));
+    if (random.Below(3) == 0) streams.back()->Cancel();
+  }
+  for (auto& stream : streams) {
+    const StreamEnd end = ReadAll(*stream).end;
+    EXPECT_TRUE(end.reason == FinishReason::kLength || end.reason == FinishReason::kCancelled);
+  }
+  EXPECT_TRUE(group->CheckIntegrity().ok());
+  EXPECT_EQ(group->stats().num_free_blocks, group->stats().num_blocks);
+}
+
+TEST_P(EngineGroupTest, DrainLetsShortRequestsFinishAndEndsLongOnesWithAReason) {
+  const auto group = StartGroup(GetParam(), Options(2), &clock_);
+  const auto short_one = *group->Submit(MakeRequests(1, 2)[0]);
+  EXPECT_EQ(ReadAll(*short_one).end.reason, FinishReason::kLength);
+  GenerationRequest endless = MakeRequests(1, 1900)[0];
+  const auto long_one = *group->Submit(endless);
+  group->Drain(absl::Milliseconds(20));
+  EXPECT_EQ(ReadAll(*long_one).end.error.code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(group->Submit(endless).status().code(), absl::StatusCode::kUnavailable);
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, EngineGroupTest,
+                         testing::Values(TinyV2Config(), TinyV3Config(), DenseConfig()),
+                         [](const auto& info) {
+                           return info.param.n_routed_experts > 0 ? info.param.model_type : "dense";
+                         });
+
+// Its router biases make the first half of the experts the choice of all tokens.
+class SkewedCheckpoint : public RandomCheckpoint {
+ public:
+  explicit SkewedCheckpoint(const ModelConfig& config)
+      : RandomCheckpoint(config, 7), num_wanted_(config.n_routed_experts / 2) {}
+  absl::StatusOr<TensorView> Find(std::string_view name) const override {
+    ASSIGN_OR_RETURN(TensorView out, RandomCheckpoint::Find(name));
+    if (name.find("e_score_correction_bias") == std::string_view::npos) return out;
+    for (int32_t e = 0; e < num_wanted_; ++e) out.ptr<uint16_t>()[e] = FloatToBf16(1000);
+    return out;
+  }
+
+ private:
+  const int32_t num_wanted_;
+};
+
+class ExpertBalancerTest : public testing::Test {
+ protected:
+  void SetUp() override { SKIP_WITHOUT_TEST_BACKEND(); }
+
+  using Reopen = decltype(LoadedModel::reopen);
+  // `reopen_of(rank)` opens the checkpoint once more.
+  std::unique_ptr<Engine> Start(int32_t num_ranks, std::function<Reopen(int)> reopen_of) {
+    EngineOptions options = Options(num_ranks);
+    options.num_redundant_experts = 4;
+    options.balance_interval_steps = 5;
+    options.cpu_target = TestCpuTarget();
+    options.backend = BackendKind::kCpu;
+    auto group = LoadModelGroup(options, TinyV3Config(), SkewedCheckpoint(TinyV3Config()));
+    EXPECT_TRUE(group.ok()) << group.status();
+    for (int r = 0; r < num_ranks; ++r) group->models[r].reopen = reopen_of(r);
+    return StartEngine(*std::move(group), &clock_);
+  }
+  std::vector<Outcome> RunOnOneRank(const std::vector<GenerationRequest>& requests) {
+    EngineOptions options = Options(1);
+    options.cpu_target = TestCpuTarget();
+    options.backend = BackendKind::kCpu;
+    auto model =
+        LoadModel(options, TinyV3Config(), SkewedCheckpoint(TinyV3Config()), nullptr, nullptr);
+    EXPECT_TRUE(model.ok()) << model.status();
+    return RunTogether(*StartEngine(*std::move(model), &clock_), requests);
+  }
+  static absl::StatusOr<std::unique_ptr<Checkpoint>> OpenAgain() {
+    return std::make_unique<SkewedCheckpoint>(TinyV3Config());
+  }
+
+  RealClock clock_;
+  std::vector<GenerationRequest> requests_ = MakeRequests(8, 150);
+};
+
+TEST_F(ExpertBalancerTest, ExpertsMoveUnderwayAndTheBytesStay) {
+  const std::vector<Outcome> want = RunOnOneRank(requests_);
+  const auto group = Start(4, [](int) { return OpenAgain; });
+  // Both MoE layers move, sooner or later; one more round runs with all of them moved.
+  bool moved = false;
+  for (int round = 0; round < 50 && !moved; ++round) {
+    moved = group->stats().num_moved_layers >= 2;
+    const std::vector<Outcome> got = RunTogether(*group, requests_);
+    for (size_t i = 0; i < want.size(); ++i) ExpectSame(got[i], want[i]);
+  }
+  EXPECT_TRUE(moved);
+}
+
+TEST_F(ExpertBalancerTest, ARankThatCannotReadEndsThePlanForAllAndNothingElse) {
+  const auto group = Start(3, [](int rank) -> Reopen {
+    if (rank != 1) return OpenAgain;
+    return [] { return absl::DataLossError("the disk is gone"); };
+  });
+  const std::vector<Outcome> got = RunTogether(*group, requests_);
+  EXPECT_EQ(group->stats().num_moved_layers, 0);
+  EXPECT_TRUE(group->failure().ok());
+  const std::vector<Outcome> want = RunOnOneRank(requests_);
+  for (size_t i = 0; i < want.size(); ++i) ExpectSame(got[i], want[i]);
+}
+
+// A rank whose model fails ends every stream of the group with the reason.
+TEST(EngineGroupFailureTest, ABrokenGroupEndsEveryStream) {
+  SKIP_WITHOUT_TEST_BACKEND();
+  EngineOptions options = Options(3);
+  options.cpu_target = TestCpuTarget();
+  options.backend = BackendKind::kCpu;
+  auto loaded = LoadModelGroup(options, TinyV3Config(), RandomCheckpoint(TinyV3Config(), 7));
+  ASSERT_TRUE(loaded.ok()) << loaded.status();
+  Communicator* const third = loaded->models[2].communicator.get();
+  const RealClock clock;
+  const auto group = StartEngine(*std::move(loaded), &clock);
+  std::vector<std::shared_ptr<TokenStream>> streams;
+  for (const GenerationRequest& request : MakeRequests(6, 1000)) {
+    streams.push_back(*group->Submit(request));
+  }
+  while (group->stats().num_new_tokens < 20) absl::SleepFor(absl::Milliseconds(1));
+  third->Abort("its machine burns");
+  for (auto& stream : streams) {
+    const StreamEnd end = ReadAll(*stream).end;
+    EXPECT_EQ(end.error.code(), absl::StatusCode::kUnavailable);
+    EXPECT_NE(end.error.message().find("its machine burns"), std::string::npos) << end.error;
+  }
+  EXPECT_EQ(group->failure().code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(group->Submit(MakeRequests(1, 1)[0]).status().code(), absl::StatusCode::kUnavailable);
+}
+
+TEST(EngineGroupFailureTest, RanksOutOfRangeAreNamed) {
+  EngineOptions options = Options(257);
+  const auto group = LoadModelGroup(options, TinyV3Config(), RandomCheckpoint(TinyV3Config(), 7));
+  EXPECT_EQ(group.status().message(), "ranks must be in [1, 256], given 257");
+}
+
+}  // namespace
+}  // namespace jevons

@@ -1,0 +1,224 @@
+#include "model/expert_parallel.h"
+
+#include <cstring>
+#include <numeric>
+#include <thread>
+#include <vector>
+
+#include "base/random.h"
+#include "gtest/gtest.h"
+#include "model/model_runner.h"
+#include "parallel/thread_communicator.h"
+#include "tests/support/tiny_model.h"
+
+namespace jevons {
+namespace {
+
+constexpr int32_t kBlockTokens = 64;
+constexpr int32_t kMaxTokens = 24;
+
+// The tokens of one rank in one step, all of one sequence.
+using Tokens = std::vector<int32_t>;
+using LogitRows = std::vector<std::vector<float>>;
+
+struct Layout {
+  int32_t num_ranks = 1;
+  int32_t num_redundant = 0;
+  int32_t masked_capacity = 0;
+  int32_t num_wanted = 0;  // of the first experts, which all tokens want; 0: as the weights say
+};
+
+// Its biases make the first experts the choice of all tokens.
+class SkewedCheckpoint : public RandomCheckpoint {
+ public:
+  SkewedCheckpoint(const ModelConfig& config, int32_t num_wanted)
+      : RandomCheckpoint(config, 3), num_wanted_(num_wanted) {}
+  absl::StatusOr<TensorView> Find(std::string_view name) const override {
+    ASSIGN_OR_RETURN(TensorView out, RandomCheckpoint::Find(name));
+    if (name.find("e_score_correction_bias") == std::string_view::npos) return out;
+    for (int32_t e = 0; e < num_wanted_; ++e) out.ptr<uint16_t>()[e] = FloatToBf16(1000);
+    return out;
+  }
+
+ private:
+  const int32_t num_wanted_;
+};
+
+// Runs the steps of one rank. steps[i] empty: it takes part with no tokens.
+LogitRows RunRank(const ModelConfig& config, const Layout& layout,
+                  std::unique_ptr<Communicator> communicator, const std::vector<Tokens>& steps) {
+  LogitRows out;
+  const SkewedCheckpoint checkpoint(config, layout.num_wanted);
+  auto backend = MakeTestBackend();
+  RankGroup group;
+  std::vector<std::vector<int32_t>> experts;
+  ModelRunnerOptions options = {.max_tokens = kMaxTokens,
+                                .max_num_seqs = 1,
+                                .max_positions = 256,
+                                .max_logits_rows = kMaxTokens,
+                                .num_blocks = 4,
+                                .block_tokens = kBlockTokens,
+                                .num_ranks = layout.num_ranks,
+                                .masked_capacity = layout.masked_capacity};
+  if (communicator != nullptr) {
+    group.communicator = communicator.get();
+    group.maps = *EvenMaps(config, layout.num_ranks, layout.num_redundant);
+    options.slots_per_rank = group.maps[0].slots_per_rank();
+    for (const ExpertMap& map : group.maps) {
+      experts.push_back(FilledSlots(map.experts_of_rank(communicator->info().rank)));
+    }
+  }
+  auto weights = LoadModelWeights(config, checkpoint, *backend, experts);
+  EXPECT_TRUE(weights.ok()) << weights.status();
+  auto runner = ModelRunner::Create(config, *std::move(weights), backend.get(), options, group);
+  EXPECT_TRUE(runner.ok()) << runner.status();
+  int32_t position = 0;
+  const std::vector<int32_t> table = {2, 0, 3, 1};
+  for (const Tokens& ids : steps) {
+    const int32_t n = static_cast<int32_t>(ids.size());
+    std::vector<int32_t> positions(n), rows(n);
+    std::vector<int64_t> slots(n);
+    std::iota(positions.begin(), positions.end(), position);
+    std::iota(rows.begin(), rows.end(), 0);
+    for (int32_t i = 0; i < n; ++i) {
+      const int32_t p = position + i;
+      slots[i] = int64_t{table[p / kBlockTokens]} * kBlockTokens + p % kBlockTokens;
+    }
+    position += n;
+    const std::vector<int32_t> cu = {0, n};
+    const std::vector<int32_t> context = {position};
+    StepInput input = {.token_ids = ids, .positions = positions, .slot_mapping = slots};
+    input.cu_seqlens_q = n > 0 ? std::span(cu) : std::span(cu).first(1);
+    if (n > 0) {
+      input.context_lens = context;
+      input.block_tables = table;
+      input.max_blocks = 4;
+    }
+    const absl::Status status = (*runner)->Run(input);
+    EXPECT_TRUE(status.ok()) << status;
+    if (!status.ok()) return out;
+    const auto logits = (*runner)->Logits(rows);
+    EXPECT_TRUE(logits.ok()) << logits.status();
+    for (int32_t i = 0; i < n; ++i) {
+      out.emplace_back(logits->row<float>(i), logits->row<float>(i) + logits->dim(1));
+    }
+  }
+  return out;
+}
+
+// steps[r][i]: the tokens of rank r in step i.
+std::vector<LogitRows> RunGroup(const ModelConfig& config, const Layout& layout,
+                                const std::vector<std::vector<Tokens>>& steps) {
+  ThreadGroup group(layout.num_ranks);
+  std::vector<LogitRows> out(layout.num_ranks);
+  std::vector<std::thread> threads;
+  for (int32_t r = 0; r < layout.num_ranks; ++r) {
+    threads.emplace_back([&, r] { out[r] = RunRank(config, layout, *group.Join(r), steps[r]); });
+  }
+  for (std::thread& thread : threads) thread.join();
+  return out;
+}
+
+// Steps of 0 to kMaxTokens tokens; rank 0 has one in all of them, the last rank none at all.
+std::vector<std::vector<Tokens>> RandomSteps(const ModelConfig& config, int32_t num_ranks) {
+  Random random(5);
+  std::vector<std::vector<Tokens>> out(num_ranks, std::vector<Tokens>(5));
+  for (int32_t r = 0; r < num_ranks; ++r) {
+    for (Tokens& ids : out[r]) {
+      int64_t n = random.Below(2) == 0 ? 0 : random.Below(kMaxTokens + 1);
+      if (r == 0) n = std::max<int64_t>(n, 1);
+      if (r > 0 && r + 1 == num_ranks) n = 0;
+      for (int64_t i = 0; i < n; ++i) {
+        ids.push_back(static_cast<int32_t>(random.Below(config.vocab_size)));
+      }
+    }
+  }
+  return out;
+}
+
+void ExpectSameLogits(const LogitRows& got, const LogitRows& want) {
+  ASSERT_EQ(got.size(), want.size());
+  for (size_t t = 0; t < got.size(); ++t) {
+    ASSERT_EQ(std::memcmp(got[t].data(), want[t].data(), want[t].size() * sizeof(float)), 0)
+        << "token " << t;
+  }
+}
+
+void ExpectBitsOfOneRank(const ModelConfig& config, const Layout& layout) {
+  SCOPED_TRACE(testing::Message() << layout.num_ranks << " ranks, " << layout.num_redundant
+                                  << " redundant, capacity " << layout.masked_capacity);
+  const auto steps = RandomSteps(config, layout.num_ranks);
+  const auto got = RunGroup(config, layout, steps);
+  Layout alone;
+  alone.num_wanted = layout.num_wanted;
+  for (int32_t r = 0; r < layout.num_ranks; ++r) {
+    SCOPED_TRACE(testing::Message() << "rank " << r);
+    ExpectSameLogits(got[r], RunRank(config, alone, nullptr, steps[r]));
+  }
+}
+
+class ExpertParallelTest : public testing::TestWithParam<ModelConfig> {
+ protected:
+  void SetUp() override { SKIP_WITHOUT_TEST_BACKEND(); }
+};
+
+TEST_P(ExpertParallelTest, AnyNumberOfRanksGivesTheBitsOfOne) {
+  for (int32_t num_ranks : {1, 2, 3, 4, 8}) {
+    for (int32_t num_redundant : {0, 5}) {
+      ExpectBitsOfOneRank(GetParam(), {num_ranks, num_redundant});
+    }
+  }
+}
+
+// In steps with more tokens than the capacity the layout changes, and back.
+TEST_P(ExpertParallelTest, MaskedStepsGiveTheSameBits) {
+  for (int32_t num_ranks : {1, 2, 8}) {
+    for (int32_t capacity : {1, 8, kMaxTokens}) {
+      ExpectBitsOfOneRank(GetParam(), {num_ranks, 3, capacity});
+    }
+  }
+}
+
+TEST_P(ExpertParallelTest, ALostRankIsUnavailableWithTheReason) {
+  const RandomCheckpoint checkpoint(GetParam(), 3);
+  ThreadGroup group(2);
+  auto first = *group.Join(0);
+  auto second = *group.Join(1);
+  auto backend = MakeTestBackend();
+  const std::vector<ExpertMap> maps = *EvenMaps(GetParam(), 2, 0);
+  std::vector<std::vector<int32_t>> experts;
+  for (const ExpertMap& map : maps) {
+    experts.emplace_back(map.experts_of_rank(0).begin(), map.experts_of_rank(0).end());
+  }
+  auto weights = LoadModelWeights(GetParam(), checkpoint, *backend, experts);
+  ASSERT_TRUE(weights.ok()) << weights.status();
+  auto runner = ModelRunner::Create(GetParam(), *std::move(weights), backend.get(),
+                                    {.max_tokens = 4,
+                                     .max_num_seqs = 1,
+                                     .max_positions = 64,
+                                     .max_logits_rows = 4,
+                                     .num_blocks = 1,
+                                     .num_ranks = 2,
+                                     .slots_per_rank = maps[0].slots_per_rank()},
+                                    {first.get(), maps});
+  ASSERT_TRUE(runner.ok()) << runner.status();
+  second->Abort("the other one went away");
+  const std::vector<int32_t> no_queries = {0};
+  const absl::Status status = (*runner)->Run({.cu_seqlens_q = no_queries});
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(status.message(), "exchange of counts between ranks: the other one went away");
+}
+
+INSTANTIATE_TEST_SUITE_P(V2AndV3, ExpertParallelTest,
+                         testing::Values(TinyV2Config(), TinyV3Config()),
+                         [](const auto& info) { return info.param.model_type; });
+
+TEST(SkewedExpertsTest, AllTokensMayWantTheExpertsOfOneRank) {
+  SKIP_WITHOUT_TEST_BACKEND();
+  for (int32_t capacity : {0, kMaxTokens}) {
+    ExpectBitsOfOneRank(TinyV3Config(), {2, 0, capacity, 6});
+  }
+}
+
+}  // namespace
+}  // namespace jevons
