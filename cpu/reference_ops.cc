@@ -37,7 +37,11 @@ void Embed(const EmbedArgs& args) {
   const int64_t vocab = args.table.dim(0);
   const int64_t hidden = args.table.dim(1);
   for (int64_t t = 0; t < args.ids.dim(0); ++t) {
-    const int32_t id = args.ids.ptr<int32_t>()[t];
+    int32_t id = args.ids.ptr<int32_t>()[t];
+    if (args.drawn.present() && id < -1) {
+      const int64_t drawn_idx = -int64_t{2} - id;
+      id = drawn_idx < args.drawn.dim(0) ? args.drawn.ptr<int32_t>()[drawn_idx] : -1;
+    }
     const bool known = id >= 0 && id < vocab;
     for (int64_t i = 0; i < hidden; ++i) {
       args.out.row<float>(t)[i] =

@@ -175,9 +175,16 @@ void CopyFloats(const float* from, int64_t n, float* to) {
   if (n > 0) std::memcpy(to, from, static_cast<size_t>(n) * sizeof(float));
 }
 
+int32_t EmbeddedId(const EmbedArgs& args, int64_t t) {
+  const int32_t id = args.ids.ptr<int32_t>()[t];
+  if (id >= -1 || !args.drawn.present()) return id;
+  const int64_t drawn_idx = int64_t{DrawnId(0)} - id;
+  return drawn_idx < args.drawn.dim(0) ? args.drawn.ptr<int32_t>()[drawn_idx] : -1;
+}
+
 void EmbedRow(const EmbedArgs& args, int64_t t) {
   const int64_t hidden = args.table.dim(1);
-  const int32_t id = args.ids.ptr<int32_t>()[t];
+  const int32_t id = EmbeddedId(args, t);
   float* out = args.out.row<float>(t);
   if (id < 0 || id >= args.table.dim(0)) {
     std::fill_n(out, hidden, std::numeric_limits<float>::quiet_NaN());

@@ -90,14 +90,14 @@ absl::StatusOr<DeviceTensor> CudaBackend::Upload(const TensorView& host) {
   ASSIGN_OR_RETURN(out.buffer, DeviceBuffer::Allocate(bytes));
   out.view = host;
   out.view.data = out.buffer->data();
-  RETURN_IF_ERROR(staging_.Copy(out.view.data, host.data, bytes, stream_));
+  RETURN_IF_ERROR(uploads_.Copy(out.view.data, host.data, bytes, stream_));
   return out;
 }
 
 absl::Status CudaBackend::Write(const TensorView& device, const TensorView& host) {
   RETURN_IF_ERROR(ValidateCopy(device, host));
-  return staging_.Copy(device.data, host.data, host.num_elements() * DTypeBytes(host.dtype),
-                       stream_);
+  return writes_.Copy(device.data, host.data, host.num_elements() * DTypeBytes(host.dtype),
+                      stream_);
 }
 
 absl::Status CudaBackend::Read(const TensorView& host, const TensorView& device) {
@@ -109,6 +109,10 @@ absl::Status CudaBackend::Read(const TensorView& host, const TensorView& device)
                              "copy from the device"));
   }
   return ToStatus(cudaStreamSynchronize(stream_), "work on the device");
+}
+
+absl::StatusOr<std::unique_ptr<Readback>> CudaBackend::NewReadback(int64_t bytes) {
+  return PinnedReadback::Create(bytes, stream_);
 }
 
 absl::Status CudaBackend::RunStep(int64_t key, absl::FunctionRef<absl::Status()> ops) {

@@ -33,6 +33,7 @@ class CudaBackend : public Backend {
   absl::StatusOr<DeviceTensor> Upload(const TensorView& host) override;
   absl::Status Write(const TensorView& device, const TensorView& host) override;
   absl::Status Read(const TensorView& host, const TensorView& device) override;
+  absl::StatusOr<std::unique_ptr<Readback>> NewReadback(int64_t bytes) override;
   absl::Status RunStep(int64_t key, absl::FunctionRef<absl::Status()> ops) override;
   absl::StatusOr<std::unique_ptr<Weight>> PackWeight(const WeightSpec& spec) override;
 
@@ -71,7 +72,13 @@ class CudaBackend : public Backend {
   const DeviceFacts facts_;
   const std::string description_;
   const cudaStream_t stream_;
-  StagingRing staging_;
+  // A step's writes and those of the step before it find a slot each, so that neither waits for the
+  // device: up to six a step.
+  static constexpr int kWriteSlots = 12;
+  static constexpr int kUploadSlots = 4;
+
+  StagingRing writes_{kWriteSlots};
+  StagingRing uploads_{kUploadSlots};
   std::unique_ptr<DeviceBuffer> attention_scratch_;
   std::unique_ptr<DeviceBuffer> route_counter_;  // blocks that are done; 0 between launches
   std::unique_ptr<DeviceBuffer> raw_rows_;

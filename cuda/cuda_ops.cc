@@ -106,10 +106,12 @@ GemmParams Product(const CudaWeight& weight, const TensorView& x, const TensorVi
 absl::Status CudaBackend::Embed(const EmbedArgs& args) {
   RETURN_IF_ERROR(Validate(args, kRules));
   const EmbedParams p = {.ids = args.ids.ptr<int32_t>(),
+                         .drawn = args.drawn.ptr<int32_t>(),
                          .table = args.table.data,
                          .table_type = ElementOf(args.table.dtype),
                          .out = args.out.ptr<float>(),
                          .num_tokens = Size(args.ids, 0),
+                         .num_drawn = args.drawn.present() ? Size(args.drawn, 0) : 0,
                          .vocab = Size(args.table, 0),
                          .hidden = Size(args.table, 1),
                          .table_stride = args.table.stride[0],

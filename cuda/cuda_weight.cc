@@ -112,12 +112,12 @@ absl::Status CudaBackend::PackPart(const WeightPart& part, PackParams params) {
   if (part.scale.present()) params.scale = reinterpret_cast<const float*>(scale);
   for (int64_t row = 0; row < part.data.dim(0); row += piece_rows) {
     const int64_t rows = std::min(piece_rows, part.data.dim(0) - row);
-    RETURN_IF_ERROR(staging_.Copy(raw_rows_->data(), part.data.ptr<char>() + row * row_bytes,
+    RETURN_IF_ERROR(uploads_.Copy(raw_rows_->data(), part.data.ptr<char>() + row * row_bytes,
                                   rows * row_bytes, stream_));
     if (part.scale.present()) {
       const int64_t first = row / kScaleBlock;
       const int64_t count = (rows + kScaleBlock - 1) / kScaleBlock;
-      RETURN_IF_ERROR(staging_.Copy(scale, part.scale.ptr<char>() + first * scale_row_bytes,
+      RETURN_IF_ERROR(uploads_.Copy(scale, part.scale.ptr<char>() + first * scale_row_bytes,
                                     count * scale_row_bytes, stream_));
     }
     params.rows = static_cast<int32_t>(rows);

@@ -51,6 +51,13 @@ __device__ __forceinline__ int VectorIdx() {
   return device::BlockIdxY() * device::BlockDim() + device::ThreadIdx();
 }
 
+__device__ __forceinline__ int32_t EmbeddedId(const EmbedParams& p, int64_t t) {
+  const int32_t id = p.ids[t];
+  if (id >= -1) return id;
+  const int32_t drawn_idx = -2 - id;
+  return drawn_idx < p.num_drawn ? p.drawn[drawn_idx] : -1;
+}
+
 template <typename Table>
 __global__ void __launch_bounds__(kMostThreads)
     EmbedKernel(const __grid_constant__ Planned<EmbedParams> args) {
@@ -58,7 +65,7 @@ __global__ void __launch_bounds__(kMostThreads)
   const int64_t t = device::BlockIdxX();
   const int vector = VectorIdx();
   if (vector >= NumVectors(p.hidden)) return;
-  const int32_t id = p.ids[t];
+  const int32_t id = EmbeddedId(p, t);
   float v[kRowVector];
   if (id >= 0 && id < p.vocab) {
     const Table* row = static_cast<const Table*>(p.table) + id * p.table_stride;

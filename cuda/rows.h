@@ -12,15 +12,18 @@
 
 namespace jevons::cuda {
 
-// What    out[t] = table[ids[t]]
-// Shapes  ids i32 [num_tokens]; table [vocab, hidden] of table_type; out f32 [num_tokens, hidden]
-// Edge    an id outside [0, vocab) gives a row of NaN and reads nothing
+// What    out[t] = table[id], id = ids[t], or drawn[i] where ids[t] = -2 - i
+// Shapes  ids i32 [num_tokens]; drawn i32 [num_drawn]; table [vocab, hidden] of table_type; out f32
+//         [num_tokens, hidden]
+// Edge    an id outside [0, vocab), or an i outside of drawn, gives a row of NaN and reads nothing
 struct EmbedParams {
   const int32_t* ids = nullptr;
+  const int32_t* drawn = nullptr;
   const void* table = nullptr;
   Element table_type = Element::kF32;
   float* out = nullptr;
   int32_t num_tokens = 0;
+  int32_t num_drawn = 0;
   int32_t vocab = 0;
   int32_t hidden = 0;
   int64_t table_stride = 0;

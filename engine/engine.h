@@ -18,6 +18,10 @@ namespace jevons {
 // kAuto: CUDA where there is a device, else the CPU.
 enum class BackendKind { kAuto, kCpu, kCuda };
 
+// kAuto: where the device samples, a step is queued before the tokens of the one before it are known
+// to the host. kOff: each step ends before the next one is planned. Both give the same tokens.
+enum class StepOverlap { kAuto, kOff };
+
 // How the ranks of a group reach each other. kThreads: all of them in this process.
 enum class RankTransport { kThreads };
 
@@ -35,6 +39,7 @@ struct EngineOptions {
   // all that is left but a reserve.
   int64_t kv_cache_tokens = 0;
   int32_t max_queued_requests = 1024;  // [1, 1000000]
+  StepOverlap overlap = StepOverlap::kAuto;
   // Ranks that share the experts, [1, 256]. Threads, sequences, batch, KV cache and queue above are
   // then those of each rank.
   int32_t num_ranks = 1;

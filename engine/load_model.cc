@@ -39,7 +39,7 @@ int64_t AffordableKvBytes(const ModelConfig& config, const Backend& backend,
   const int64_t available = backend.AvailableBytes();
   if (backend.traits().host_memory) return available / 4 / options.num_ranks;
   return available - ReserveBytes(available) -
-         WorkspaceBytes(config, RunnerOptions(options, 0, 0), backend.traits());
+         WorkspaceBytes(config, RunnerOptions(options, backend.traits(), 0, 0), backend.traits());
 }
 
 // Fills max_model_len and kv_cache_tokens where they are 0, and the number of blocks.
@@ -170,12 +170,14 @@ absl::Status ResolveModelLen(const ModelConfig& config, EngineOptions& options) 
   return absl::OkStatus();
 }
 
-ModelRunnerOptions RunnerOptions(const EngineOptions& options, int32_t num_blocks,
-                                 int32_t num_valid_ids) {
+ModelRunnerOptions RunnerOptions(const EngineOptions& options, const BackendTraits& traits,
+                                 int32_t num_blocks, int32_t num_valid_ids) {
+  const int32_t max_rows =
+      traits.samples ? std::max(kMaxLogitsRows, options.max_num_seqs) : kMaxLogitsRows;
   return {.max_tokens = options.max_num_batched_tokens,
           .max_num_seqs = options.max_num_seqs,
           .max_positions = options.max_model_len,
-          .max_logits_rows = std::min(kMaxLogitsRows, options.max_num_batched_tokens),
+          .max_logits_rows = std::min(max_rows, options.max_num_batched_tokens),
           .num_valid_ids = num_valid_ids,
           .num_blocks = num_blocks,
           .block_tokens = kKvBlockTokens,
@@ -212,18 +214,32 @@ absl::StatusOr<LoadedModel> LoadModel(const EngineOptions& options, const ModelC
                                       std::unique_ptr<ChatFormat> chat_format,
                                       std::unique_ptr<Communicator> communicator) {
   RETURN_IF_ERROR(CheckOptions(options));
+  EngineOptions resolved = options;
+  if (resolved.num_threads == 0) {
+    resolved.num_threads = std::max(UsableCpus() / options.num_ranks, 1);
+  }
+  ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend, MakeBackend(resolved));
+  return LoadModel(resolved, config, checkpoint, std::move(tokenizer), std::move(chat_format),
+                   std::move(backend), std::move(communicator));
+}
+
+absl::StatusOr<LoadedModel> LoadModel(const EngineOptions& options, const ModelConfig& config,
+                                      const Checkpoint& checkpoint,
+                                      std::unique_ptr<Tokenizer> tokenizer,
+                                      std::unique_ptr<ChatFormat> chat_format,
+                                      std::unique_ptr<Backend> backend,
+                                      std::unique_ptr<Communicator> communicator) {
+  RETURN_IF_ERROR(CheckOptions(options));
   LoadedModel out;
   out.config = config;
   out.options = options;
+  out.backend = std::move(backend);
   out.tokenizer =
       tokenizer ? std::move(tokenizer) : std::make_unique<NoTokenizer>(config.vocab_size);
   out.chat_format = chat_format ? std::move(chat_format) : std::make_unique<NoChatFormat>();
   out.end_ids = EndIds(config, *out.chat_format);
   out.communicator = std::move(communicator);
-  if (out.options.num_threads == 0) {
-    out.options.num_threads = std::max(UsableCpus() / options.num_ranks, 1);
-  }
-  ASSIGN_OR_RETURN(out.backend, MakeBackend(out.options));
+  out.backend = std::move(backend);
   RankGroup group = {.communicator = out.communicator.get(), .maps = {}};
   if (out.in_group()) {
     ASSIGN_OR_RETURN(group.maps,
@@ -236,7 +252,8 @@ absl::StatusOr<LoadedModel> LoadModel(const EngineOptions& options, const ModelC
   out.limits.vocab_size = config.vocab_size;
   out.limits.num_tokens = std::min(config.vocab_size, out.tokenizer->num_tokens());
   RETURN_IF_ERROR(ResolveMemory(config, *out.backend, out.options, out.num_blocks));
-  ModelRunnerOptions runner = RunnerOptions(out.options, out.num_blocks, out.limits.num_tokens);
+  ModelRunnerOptions runner =
+      RunnerOptions(out.options, out.backend->traits(), out.num_blocks, out.limits.num_tokens);
   if (!group.maps.empty()) runner.slots_per_rank = group.maps[0].slots_per_rank();
   ASSIGN_OR_RETURN(out.runner, ModelRunner::Create(config, std::move(weights), out.backend.get(),
                                                    runner, std::move(group)));

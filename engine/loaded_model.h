@@ -13,7 +13,8 @@
 
 namespace jevons {
 
-// Rows of logits that are held at once: a long scored prompt goes through in slices.
+// Rows of logits that are held at once: a long scored prompt goes through in slices. A device that
+// samples holds one for each sequence at least, so that a step of decoding is one call.
 inline constexpr int32_t kMaxLogitsRows = 64;
 
 struct LoadedModel {
@@ -57,12 +58,20 @@ absl::StatusOr<LoadedGroup> LoadModelGroup(const EngineOptions& options);
 absl::StatusOr<LoadedGroup> LoadModelGroup(const EngineOptions& options, const ModelConfig& config,
                                            const Checkpoint& checkpoint);
 
+// The same on a backend that the caller has made; options.backend says nothing then.
+absl::StatusOr<LoadedModel> LoadModel(const EngineOptions& options, const ModelConfig& config,
+                                      const Checkpoint& checkpoint,
+                                      std::unique_ptr<Tokenizer> tokenizer,
+                                      std::unique_ptr<ChatFormat> chat_format,
+                                      std::unique_ptr<Backend> backend,
+                                      std::unique_ptr<Communicator> communicator = nullptr);
+
 // Each option within its range.
 absl::Status CheckOptions(const EngineOptions& options);
 // Fills max_model_len where it is 0; INVALID_ARGUMENT beyond what the model's positions allow.
 absl::Status ResolveModelLen(const ModelConfig& config, EngineOptions& options);
-ModelRunnerOptions RunnerOptions(const EngineOptions& options, int32_t num_blocks,
-                                 int32_t num_valid_ids);
+ModelRunnerOptions RunnerOptions(const EngineOptions& options, const BackendTraits& traits,
+                                 int32_t num_blocks, int32_t num_valid_ids);
 // Of a device's memory beside the weights: for the driver, recorded steps and small tables.
 int64_t ReserveBytes(int64_t free_bytes);
 

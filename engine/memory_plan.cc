@@ -75,9 +75,10 @@ absl::StatusOr<ModelBytes> Measure(const ModelConfig& config, const EngineOption
   ASSIGN_OR_RETURN(ModelWeights weights,
                    LoadModelWeights(config, ZeroCheckpoint(config), *planner));
   const int64_t loaded = planner->AvailableBytes();
-  ASSIGN_OR_RETURN(const std::unique_ptr<ModelRunner> runner,
-                   ModelRunner::Create(config, std::move(weights), planner.get(),
-                                       RunnerOptions(options, 0, config.vocab_size)));
+  ASSIGN_OR_RETURN(
+      const std::unique_ptr<ModelRunner> runner,
+      ModelRunner::Create(config, std::move(weights), planner.get(),
+                          RunnerOptions(options, planner->traits(), 0, config.vocab_size)));
   RETURN_IF_ERROR(runner->WarmUp());
   return ModelBytes{.weights = start - loaded,
                     .workspace = device.memory_bytes - start + loaded - planner->AvailableBytes()};

@@ -1,12 +1,15 @@
 #include "engine/step_loop.h"
 
 #include <algorithm>
-#include <span>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "base/log.h"
 
 namespace jevons {
+
+static_assert(UnknownTokenId(0) == DrawnId(0) && UnknownTokenId(7) == DrawnId(7));
+
 namespace {
 
 SchedulerConfig MakeSchedulerConfig(const EngineOptions& options) {
@@ -45,7 +48,8 @@ StepLoop::StepLoop(LoadedModel* model, const Clock* clock)
     : model_(model),
       clock_(clock),
       blocks_(model->num_blocks),
-      scheduler_(MakeSchedulerConfig(model->options), &blocks_) {}
+      scheduler_(MakeSchedulerConfig(model->options), &blocks_),
+      overlaps_(model->options.overlap == StepOverlap::kAuto && model->runner->samples()) {}
 
 void StepLoop::Admit(QueuedRequest queued) {
   Request scheduled = MakeSchedulerRequest(queued, model_->limits);
@@ -58,28 +62,114 @@ void StepLoop::Admit(QueuedRequest queued) {
 void StepLoop::Step() {
   DropCancelledAndExpired();
   const Batch& batch = scheduler_.Schedule();
-  if (batch.empty() && !model_->in_group()) return;
+  StepWork& work = works_[num_steps_ % 2];
+  if (!batch.empty()) {
+    BeginStep(batch, work);
+  } else if (model_->in_group()) {
+    const absl::Status status = RunBatch(batch);
+    if (!status.ok()) NoteFailure(status, 0);
+  }
+  // The device is busy meanwhile.
+  if (under_way_ != nullptr) EndStep(*std::exchange(under_way_, nullptr));
+  if (batch.empty()) return;
+  if (overlaps_ && work.is_queued) {
+    under_way_ = &work;
+  } else {
+    EndStep(work);
+  }
+}
+
+void StepLoop::BeginStep(const Batch& batch, StepWork& work) {
   ++num_steps_;
+  work.batch = &batch;
+  work.is_queued = false;
+  work.status = Queue(work);
+  scheduler_.Start();
+}
+
+absl::Status StepLoop::RunBatch(const Batch& batch) {
+  return model_->runner->Run({.token_ids = batch.token_ids,
+                              .positions = batch.positions,
+                              .slot_mapping = batch.slot_mapping,
+                              .cu_seqlens_q = batch.cu_seqlens_q,
+                              .context_lens = batch.context_lens,
+                              .block_tables = batch.block_tables,
+                              .max_blocks = batch.max_blocks});
+}
+
+absl::Status StepLoop::Queue(StepWork& work) {
+  const Batch& batch = *work.batch;
+  RETURN_IF_ERROR(RunBatch(batch));
+  if (!model_->runner->samples()) return absl::OkStatus();
+  CollectRows(work);
+  // Prompts that are scored may want more rows: those are waited for in slices, when the step ends.
+  const auto max_rows = static_cast<size_t>(model_->runner->max_logits_rows());
+  if (work.rows.size() > max_rows) return absl::OkStatus();
+  if (!work.rows.empty()) {
+    MakeSampleRequests(work, 0, work.rows.size());
+    RETURN_IF_ERROR(model_->runner->QueueSamples(work.rows, sample_requests_));
+  }
+  work.is_queued = true;
+  return absl::OkStatus();
+}
+
+void StepLoop::CollectRows(StepWork& work) {
+  const Batch& batch = *work.batch;
+  work.wanted.clear();
+  work.rows.clear();
+  int32_t num_sampled = 0;
+  for (size_t i = 0; i < batch.entries.size(); ++i) {
+    const BatchEntry& entry = batch.entries[i];
+    if (!entry.samples) continue;
+    const int32_t sampled_idx = num_sampled++;
+    if (entry.sequence == nullptr) continue;
+    work.wanted.push_back({.row = batch.cu_seqlens_q[i + 1] - 1,
+                           .entry_idx = static_cast<int32_t>(i),
+                           .position = entry.first_position + entry.num_tokens - 1,
+                           .sampled_idx = sampled_idx});
+  }
+  for (size_t i = 0; i < batch.entries.size(); ++i) {
+    const BatchEntry& entry = batch.entries[i];
+    if (entry.sequence == nullptr) continue;
+    const Active& active = ActiveOf(entry);
+    if (active.request.num_prompt_logprobs < 0) continue;
+    const int32_t end =
+        std::min(entry.first_position + entry.num_tokens, active.sequence.num_prompt_tokens() - 1);
+    for (int32_t position = std::max(entry.first_position, active.num_prompt_scored);
+         position < end; ++position) {
+      work.wanted.push_back({.row = batch.cu_seqlens_q[i] + position - entry.first_position,
+                             .entry_idx = static_cast<int32_t>(i),
+                             .position = position});
+    }
+  }
+  for (const WantedRow& wanted : work.wanted) work.rows.push_back(wanted.row);
+}
+
+void StepLoop::NoteFailure(const absl::Status& status, int32_t num_tokens) {
+  LogError("step_failed", {{"error", status.ToString()}, {"tokens", num_tokens}});
+  // What a device that failed still holds is not known, and other ranks have not got what they wait
+  // for: nothing goes on.
+  if (status.code() == absl::StatusCode::kInternal) {
+    failure_ = absl::UnavailableError(absl::StrCat("the device failed: ", status.message()));
+  } else if (model_->in_group()) {
+    failure_ = absl::UnavailableError(status.message());
+  }
+}
+
+void StepLoop::EndStep(StepWork& work) {
+  const Batch& batch = *work.batch;
   const size_t num_entries = batch.entries.size();
+  const auto num_sampled = std::count_if(batch.entries.begin(), batch.entries.end(),
+                                         [](const BatchEntry& e) { return e.samples; });
   failed_.assign(num_entries, absl::OkStatus());
   logprobs_.resize(std::max(logprobs_.size(), num_entries));
-  sampled_.clear();
-  const absl::Status run = Run(batch);
-  if (!run.ok()) {
-    LogError("step_failed", {{"error", run.ToString()}, {"tokens", batch.num_tokens()}});
-    // What a device that failed still holds is not known, and other ranks have not got what they
-    // wait for: nothing goes on.
-    if (run.code() == absl::StatusCode::kInternal) {
-      failure_ = absl::UnavailableError(absl::StrCat("the device failed: ", run.message()));
-    } else if (model_->in_group()) {
-      failure_ = absl::UnavailableError(run.message());
-    }
-    std::fill(failed_.begin(), failed_.end(), failure_.ok() ? run : failure_);
-    sampled_.assign(std::count_if(batch.entries.begin(), batch.entries.end(),
-                                  [](const BatchEntry& e) { return e.samples; }),
-                    Scheduler::kSkip);
+  sampled_.assign(static_cast<size_t>(num_sampled), Scheduler::kSkip);
+  const absl::Status status = work.status.ok() ? TakeResults(work) : work.status;
+  if (!status.ok()) {
+    NoteFailure(status, batch.num_tokens());
+    std::fill(failed_.begin(), failed_.end(), failure_.ok() ? status : failure_);
+    std::fill(sampled_.begin(), sampled_.end(), Scheduler::kSkip);
   }
-  if (batch.empty()) return;
   scheduler_.Update(sampled_);
   Emit(batch);
 }
@@ -99,67 +189,46 @@ void StepLoop::DropCancelledAndExpired() {
     }
     End(*active, FinishReason::kDeadline,
         absl::DeadlineExceededError(
-            absl::StrCat("the deadline passed after ", active->sequence.num_new_tokens(), " of ",
-                         active->sequence.request.max_new_tokens, " new tokens")));
+            absl::StrCat("the deadline passed after ", active->sequence.num_known_new_tokens(),
+                         " of ", active->sequence.request.max_new_tokens, " new tokens")));
   }
 }
 
-absl::Status StepLoop::Run(const Batch& batch) {
-  RETURN_IF_ERROR(model_->runner->Run({.token_ids = batch.token_ids,
-                                       .positions = batch.positions,
-                                       .slot_mapping = batch.slot_mapping,
-                                       .cu_seqlens_q = batch.cu_seqlens_q,
-                                       .context_lens = batch.context_lens,
-                                       .block_tables = batch.block_tables,
-                                       .max_blocks = batch.max_blocks}));
-  CollectRows(batch);
-  for (size_t begin = 0; begin < rows_.size(); begin += kMaxLogitsRows) {
-    const size_t end = std::min<size_t>(begin + kMaxLogitsRows, rows_.size());
-    RETURN_IF_ERROR(model_->runner->samples() ? UseDeviceLogits(batch, begin, end)
-                                              : UseHostLogits(batch, begin, end));
+absl::Status StepLoop::TakeResults(StepWork& work) {
+  if (work.is_queued) {
+    if (work.rows.empty()) return absl::OkStatus();
+    ASSIGN_OR_RETURN(const std::span<const SampleResult> results, model_->runner->TakeSamples());
+    UseSamples(work, 0, results);
+    return absl::OkStatus();
+  }
+  // Sequences may have ended since.
+  CollectRows(work);
+  const auto max_rows = static_cast<size_t>(model_->runner->max_logits_rows());
+  for (size_t begin = 0; begin < work.rows.size(); begin += max_rows) {
+    const size_t end = std::min(begin + max_rows, work.rows.size());
+    RETURN_IF_ERROR(model_->runner->samples() ? UseDeviceLogits(work, begin, end)
+                                              : UseHostLogits(work, begin, end));
   }
   return absl::OkStatus();
 }
 
-void StepLoop::CollectRows(const Batch& batch) {
-  wanted_.clear();
-  rows_.clear();
-  for (size_t i = 0; i < batch.entries.size(); ++i) {
-    const BatchEntry& entry = batch.entries[i];
-    const Active& active = ActiveOf(entry);
-    const int32_t num_prompt = active.sequence.num_prompt_tokens();
-    const bool scores = active.request.num_prompt_logprobs >= 0;
-    for (int32_t j = 0; j < entry.num_tokens; ++j) {
-      const int32_t position = entry.first_position + j;
-      const bool scored =
-          scores && position + 1 < num_prompt && position >= active.num_prompt_scored;
-      const bool sampled = entry.samples && j + 1 == entry.num_tokens;
-      if (!scored && !sampled) continue;
-      wanted_.push_back({.row = batch.cu_seqlens_q[i] + j,
-                         .entry_idx = static_cast<int32_t>(i),
-                         .position = position});
-      rows_.push_back(wanted_.back().row);
-    }
-  }
-}
-
-absl::Status StepLoop::UseHostLogits(const Batch& batch, size_t begin, size_t end) {
+absl::Status StepLoop::UseHostLogits(const StepWork& work, size_t begin, size_t end) {
   ASSIGN_OR_RETURN(const TensorView logits,
-                   model_->runner->Logits(std::span(rows_).subspan(begin, end - begin)));
+                   model_->runner->Logits(std::span(work.rows).subspan(begin, end - begin)));
   for (size_t i = begin; i < end; ++i) {
-    const WantedRow& wanted = wanted_[i];
-    Active& active = ActiveOf(batch.entries[wanted.entry_idx]);
+    const WantedRow& wanted = work.wanted[i];
+    Active& active = ActiveOf(work.batch->entries[wanted.entry_idx]);
     const std::span<const float> row(logits.row<float>(static_cast<int64_t>(i - begin)),
                                      static_cast<size_t>(logits.dim(1)));
-    if (!IsSampled(active, wanted)) {
+    if (wanted.sampled_idx < 0) {
       const int32_t next_id = active.sequence.token_ids[wanted.position + 1];
       PushPromptLogprobs(active, wanted.position,
                          ComputeLogprobs(row, next_id, active.request.num_prompt_logprobs));
       continue;
     }
     const auto token = SampleToken(row, model_->limits.num_tokens, active.request.sampling,
-                                   active.sequence.num_new_tokens());
-    TakeToken(active, token, wanted.entry_idx);
+                                   NewTokenIdx(active, wanted));
+    TakeToken(wanted, token);
     if (token.ok() && active.request.num_logprobs >= 0) {
       logprobs_[wanted.entry_idx].push_back(
           ComputeLogprobs(row, *token, active.request.num_logprobs));
@@ -168,44 +237,58 @@ absl::Status StepLoop::UseHostLogits(const Batch& batch, size_t begin, size_t en
   return absl::OkStatus();
 }
 
-absl::Status StepLoop::UseDeviceLogits(const Batch& batch, size_t begin, size_t end) {
+absl::Status StepLoop::UseDeviceLogits(const StepWork& work, size_t begin, size_t end) {
+  MakeSampleRequests(work, begin, end);
+  ASSIGN_OR_RETURN(
+      const std::span<const SampleResult> results,
+      model_->runner->Sample(std::span(work.rows).subspan(begin, end - begin), sample_requests_));
+  UseSamples(work, begin, results);
+  return absl::OkStatus();
+}
+
+void StepLoop::MakeSampleRequests(const StepWork& work, size_t begin, size_t end) {
   sample_requests_.clear();
   for (size_t i = begin; i < end; ++i) {
-    const WantedRow& wanted = wanted_[i];
-    const Active& active = ActiveOf(batch.entries[wanted.entry_idx]);
+    const WantedRow& wanted = work.wanted[i];
+    const Active& active = ActiveOf(work.batch->entries[wanted.entry_idx]);
     SampleRequest& request = sample_requests_.emplace_back();
     request.params = &active.request.sampling;
-    if (IsSampled(active, wanted)) {
-      request.token_idx = active.sequence.num_new_tokens();
+    if (wanted.sampled_idx >= 0) {
+      request.token_idx = NewTokenIdx(active, wanted);
       request.num_top = active.request.num_logprobs;
     } else {
       request.score_id = active.sequence.token_ids[wanted.position + 1];
       request.num_top = active.request.num_prompt_logprobs;
     }
   }
-  ASSIGN_OR_RETURN(
-      const std::span<const SampleResult> results,
-      model_->runner->Sample(std::span(rows_).subspan(begin, end - begin), sample_requests_));
-  for (size_t i = begin; i < end; ++i) {
-    const WantedRow& wanted = wanted_[i];
-    Active& active = ActiveOf(batch.entries[wanted.entry_idx]);
-    const SampleResult& result = results[i - begin];
-    if (!IsSampled(active, wanted)) {
+}
+
+void StepLoop::UseSamples(const StepWork& work, size_t begin,
+                          std::span<const SampleResult> results) {
+  for (size_t i = 0; i < results.size(); ++i) {
+    const WantedRow& wanted = work.wanted[begin + i];
+    const BatchEntry& entry = work.batch->entries[wanted.entry_idx];
+    if (entry.sequence == nullptr) continue;
+    Active& active = ActiveOf(entry);
+    const SampleResult& result = results[i];
+    if (wanted.sampled_idx < 0) {
       PushPromptLogprobs(active, wanted.position, result);
     } else if (result.chosen.id < 0) {
-      TakeToken(active, NotFinite(active.sequence.num_new_tokens()), wanted.entry_idx);
+      TakeToken(wanted, NotFinite(NewTokenIdx(active, wanted)));
     } else {
-      TakeToken(active, result.chosen.id, wanted.entry_idx);
+      TakeToken(wanted, result.chosen.id);
       if (active.request.num_logprobs >= 0) logprobs_[wanted.entry_idx].push_back(result);
     }
   }
-  return absl::OkStatus();
 }
 
-void StepLoop::TakeToken(Active& active, absl::StatusOr<int32_t> token, int32_t entry_idx) {
-  logprobs_[entry_idx].clear();
-  sampled_.push_back(token.ok() ? *token : Scheduler::kSkip);
-  if (!token.ok()) failed_[entry_idx] = token.status();
+void StepLoop::TakeToken(const WantedRow& wanted, absl::StatusOr<int32_t> token) {
+  logprobs_[wanted.entry_idx].clear();
+  if (token.ok()) {
+    sampled_[wanted.sampled_idx] = *token;
+  } else {
+    failed_[wanted.entry_idx] = token.status();
+  }
 }
 
 void StepLoop::PushPromptLogprobs(Active& active, int32_t position, Logprobs logprobs) {
@@ -217,8 +300,11 @@ void StepLoop::PushPromptLogprobs(Active& active, int32_t position, Logprobs log
 }
 
 void StepLoop::Emit(const Batch& batch) {
+  size_t num_sampled = 0;
   for (size_t i = 0; i < batch.entries.size(); ++i) {
     const BatchEntry& entry = batch.entries[i];
+    const int32_t token_id = entry.samples ? sampled_[num_sampled++] : Scheduler::kSkip;
+    if (entry.sequence == nullptr) continue;
     Active& active = ActiveOf(entry);
     if (!failed_[i].ok()) {
       End(active, FinishReason::kError, failed_[i]);
@@ -230,12 +316,12 @@ void StepLoop::Emit(const Batch& batch) {
     }
     num_prompt_tokens_ += entry.num_tokens - 1;
     ++num_new_tokens_;
-    OutputProcessor::Result result = active.output.Push(active.sequence.token_ids.back());
+    OutputProcessor::Result result = active.output.Push(token_id);
     result.delta.logprobs = std::move(logprobs_[i]);
     active.stream->Push(std::move(result.delta));
     if (result.stopped) {
       End(active, FinishReason::kStop, absl::OkStatus());
-    } else if (active.sequence.num_new_tokens() >= active.sequence.request.max_new_tokens) {
+    } else if (active.sequence.num_known_new_tokens() >= active.sequence.request.max_new_tokens) {
       End(active, FinishReason::kLength, absl::OkStatus());
     }
   }

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
+#include "base/check.h"
 
 namespace jevons {
 namespace {
@@ -50,7 +51,10 @@ absl::StatusOr<std::unique_ptr<DeviceSampler>> DeviceSampler::Create(Backend* ba
   out->host_bias_cu_.resize(rows + 1);
   out->host_bias_ids_.reserve(entries);
   out->host_bias_values_.reserve(entries);
-  out->host_outputs_.resize(out->outputs_.view.num_elements());
+  for (Call& call : out->calls_) {
+    ASSIGN_OR_RETURN(call.outputs, backend->NewReadback(out->outputs_.view.num_elements() *
+                                                        DTypeBytes(DType::kI32)));
+  }
   return out;
 }
 
@@ -64,7 +68,11 @@ DeviceSampler::Outputs DeviceSampler::Parts(void* base) const {
 }
 
 absl::Status DeviceSampler::Write(std::span<const SampleRequest> requests, int64_t num_rows) {
-  results_.assign(requests.size(), {});
+  CHECK(num_queued_ < kMaxQueued);
+  Call& call = NextCall();
+  call.results.assign(requests.size(), {});
+  // Tokens and log-probabilities come first.
+  call.size = 2 * int64_t{max_rows_};
   std::fill_n(host_rows_.begin(), num_rows, SampleRow{.mode = SampleMode::kSkip});
   host_bias_ids_.clear();
   host_bias_values_.clear();
@@ -73,7 +81,9 @@ absl::Status DeviceSampler::Write(std::span<const SampleRequest> requests, int64
     if (r < static_cast<int64_t>(requests.size())) {
       const SampleRequest& request = requests[r];
       host_rows_[r] = MakeRow(request);
-      results_[r].top.resize(host_rows_[r].num_top);
+      call.results[r].chosen.id = request.score_id;
+      call.results[r].top.resize(host_rows_[r].num_top);
+      if (host_rows_[r].num_top > 0) call.size = outputs_.view.num_elements();
       const auto& biases = request.params->logit_bias;
       if (biases.size() > kMaxBias) {
         return absl::InvalidArgumentError(
@@ -117,29 +127,34 @@ absl::Status DeviceSampler::Run(const TensorView& logits) {
        .top_logprobs = out.top_logprobs.Slice(0, rows)});
 }
 
-absl::StatusOr<std::span<const SampleResult>> DeviceSampler::Read() {
-  bool any_top = false;
-  for (const SampleResult& result : results_) any_top |= !result.top.empty();
-  // Tokens and log-probabilities come first.
-  const int64_t size = any_top ? outputs_.view.num_elements() : 2 * max_rows_;
-  RETURN_IF_ERROR(
-      backend_->Read(HostView(host_outputs_, DType::kI32, size), outputs_.view.Slice(0, size)));
-  const Outputs out = Parts(host_outputs_.data());
-  for (size_t r = 0; r < results_.size(); ++r) {
-    SampleResult& result = results_[r];
+absl::Status DeviceSampler::Queue() {
+  Call& call = NextCall();
+  RETURN_IF_ERROR(call.outputs->Start(outputs_.view.Slice(0, call.size)));
+  ++num_queued_;
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::span<const SampleResult>> DeviceSampler::Take() {
+  CHECK(num_queued_ > 0);
+  Call& call = calls_[oldest_];
+  oldest_ = (oldest_ + 1) % kMaxQueued;
+  --num_queued_;
+  ASSIGN_OR_RETURN(const void* outputs, call.outputs->Wait());
+  const Outputs out = Parts(const_cast<void*>(outputs));
+  for (size_t r = 0; r < call.results.size(); ++r) {
+    SampleResult& result = call.results[r];
+    const int32_t token = out.token.ptr<int32_t>()[r];
     // A scored id stays what it is where its row is lost.
-    const SampleRow& row = host_rows_[r];
-    const int32_t id = row.mode == SampleMode::kScore ? row.score_id : out.token.ptr<int32_t>()[r];
-    result.chosen = {id, out.logprob.ptr<float>()[r]};
+    result.chosen = {result.chosen.id >= 0 ? result.chosen.id : token, out.logprob.ptr<float>()[r]};
     for (size_t i = 0; i < result.top.size(); ++i) {
       result.top[i] = {out.top_ids.row<int32_t>(static_cast<int64_t>(r))[i],
                        out.top_logprobs.row<float>(static_cast<int64_t>(r))[i]};
     }
     // Where fewer ids have a finite logit than were asked for, or the row is lost.
-    if (out.token.ptr<int32_t>()[r] < 0) result.top.clear();
+    if (token < 0) result.top.clear();
     while (!result.top.empty() && result.top.back().id < 0) result.top.pop_back();
   }
-  return results_;
+  return std::span<const SampleResult>(call.results);
 }
 
 }  // namespace jevons

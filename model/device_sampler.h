@@ -1,6 +1,7 @@
 // Tokens from logits that stay on the device.
 #pragma once
 
+#include <array>
 #include <memory>
 #include <span>
 #include <utility>
@@ -39,12 +40,28 @@ class DeviceSampler {
   absl::Status Write(std::span<const SampleRequest> requests, int64_t num_rows);
   // The op on logits [num_rows, vocab]; may be recorded.
   absl::Status Run(const TensorView& logits);
-  // Waits for the results of the last Run: one for each request. Valid until the next call.
-  absl::StatusOr<std::span<const SampleResult>> Read();
+  // Queues the way of the last Run's results to the host.
+  absl::Status Queue();
+  // Waits for what was queued first and is not taken yet: a result for each request, valid until
+  // the next Write. Whatever comes back, it is taken.
+  absl::StatusOr<std::span<const SampleResult>> Take();
+  // Write may be called while fewer are queued.
+  static constexpr int kMaxQueued = 2;
+
+  // Device memory i32 [max_rows]: what the last Run drew, by row.
+  TensorView drawn() const { return Parts(outputs_.view.data).token; }
 
  private:
   DeviceSampler(Backend* backend, int32_t max_rows, int32_t num_valid_ids)
       : backend_(backend), max_rows_(max_rows), num_valid_ids_(num_valid_ids) {}
+
+  // A call whose results are on their way.
+  struct Call {
+    std::unique_ptr<Readback> outputs;
+    std::vector<SampleResult> results;  // as far as the requests tell
+    int64_t size = 0;                   // of the outputs that are read
+  };
+  Call& NextCall() { return calls_[(oldest_ + num_queued_) % kMaxQueued]; }
 
   // The parts of outputs_ of a call with all rows.
   struct Outputs {
@@ -59,8 +76,9 @@ class DeviceSampler {
   std::vector<SampleRow> host_rows_;
   std::vector<int32_t> host_bias_cu_, host_bias_ids_;
   std::vector<float> host_bias_values_;
-  std::vector<int32_t> host_outputs_;
-  std::vector<SampleResult> results_;
+  std::array<Call, kMaxQueued> calls_;
+  int oldest_ = 0;
+  int num_queued_ = 0;
 };
 
 }  // namespace jevons

@@ -181,6 +181,10 @@ absl::Status ModelRunner::ReplaceExperts(int32_t layer_idx, const ExpertMap& map
 absl::Status ModelRunner::WarmUp() {
   if (!backend_->traits().records_steps) return absl::OkStatus();
   const std::vector<int32_t> no_queries = {0};
+  // The largest write of a step, so that a backend's memory for writes grows in none.
+  RETURN_IF_ERROR(backend_->Write(
+      work_.step_arrays.view,
+      TensorView(host_arrays_.data(), DType::kU8, {work_.step_arrays.view.dim(0)})));
   // Once for the memory, once for the recording.
   for (int pass = 0; pass < 2; ++pass) {
     for (int64_t t = options_.max_tokens; t > 0; t = PaddedBelow(t)) {
@@ -204,8 +208,10 @@ absl::Status ModelRunner::Layers(const Step& step) {
   const TensorView norm = work_.norm.view.Slice(0, t);
   const TensorView delta = work_.delta.view.Slice(0, t);
   const float eps = static_cast<float>(config_.rms_norm_eps);
-  RETURN_IF_ERROR(
-      backend_->Embed({.ids = step.token_ids, .table = weights_.embedding.view, .out = x}));
+  RETURN_IF_ERROR(backend_->Embed({.ids = step.token_ids,
+                                   .table = weights_.embedding.view,
+                                   .out = x,
+                                   .drawn = samples() ? sampler_->drawn() : TensorView()}));
   // Each block leaves its output in `delta`; the next norm adds it to the residual on its way.
   TensorView pending;
   for (int32_t i = 0; i < config_.num_hidden_layers; ++i) {
@@ -391,12 +397,18 @@ absl::Status ModelRunner::ComputeSamples(int64_t num_rows) {
 
 absl::StatusOr<std::span<const SampleResult>> ModelRunner::Sample(
     std::span<const int32_t> rows, std::span<const SampleRequest> requests) {
-  CHECK(sampler_ != nullptr && rows.size() == requests.size());
   if (rows.empty()) return std::span<const SampleResult>();
+  RETURN_IF_ERROR(QueueSamples(rows, requests));
+  return TakeSamples();
+}
+
+absl::Status ModelRunner::QueueSamples(std::span<const int32_t> rows,
+                                       std::span<const SampleRequest> requests) {
+  CHECK(sampler_ != nullptr && !rows.empty() && rows.size() == requests.size());
   ASSIGN_OR_RETURN(const int64_t padded, WriteRows(rows));
   RETURN_IF_ERROR(sampler_->Write(requests, padded));
   RETURN_IF_ERROR(ComputeSamples(padded));
-  return sampler_->Read();
+  return sampler_->Queue();
 }
 
 absl::StatusOr<TensorView> ModelRunner::Logits(std::span<const int32_t> rows) {

@@ -17,7 +17,7 @@ namespace jevons {
 
 // One step's flat arrays; see Batch of the scheduler, which has the same shapes.
 struct StepInput {
-  std::span<const int32_t> token_ids = {};     // [num_tokens]
+  std::span<const int32_t> token_ids = {};     // [num_tokens], or DrawnId(row of the last samples)
   std::span<const int32_t> positions = {};     // [num_tokens]
   std::span<const int64_t> slot_mapping = {};  // [num_tokens]
   std::span<const int32_t> cu_seqlens_q = {};  // [num_seqs + 1]
@@ -51,7 +51,12 @@ class ModelRunner {
   // max_logits_rows rows. Results are valid until the next call.
   absl::StatusOr<std::span<const SampleResult>> Sample(std::span<const int32_t> rows,
                                                        std::span<const SampleRequest> requests);
+  // The halves of Sample. What is queued is taken in that order, and may wait while one more step is
+  // queued, whose token_ids may name what this one draws. Taken is valid until the next is queued.
+  absl::Status QueueSamples(std::span<const int32_t> rows, std::span<const SampleRequest> requests);
+  absl::StatusOr<std::span<const SampleResult>> TakeSamples() { return sampler_->Take(); }
   bool samples() const { return sampler_ != nullptr; }
+  int32_t max_logits_rows() const { return options_.max_logits_rows; }
 
   const RankGroup& group() const { return group_; }  // as it was at the start
   // Null where this rank has all experts.

@@ -1,8 +1,35 @@
 #include "ops/backend.h"
 
+#include <vector>
+
 #include "ops/validate.h"
 
 namespace jevons {
+namespace {
+
+class ReadAtOnce : public Readback {
+ public:
+  ReadAtOnce(Backend& backend, int64_t bytes)
+      : backend_(backend), bytes_(static_cast<size_t>(bytes)) {}
+
+  absl::Status Start(const TensorView& device) override {
+    RETURN_IF_ERROR(ValidateReadback(device, static_cast<int64_t>(bytes_.size())));
+    TensorView host = device;
+    host.data = bytes_.data();
+    return backend_.Read(host, device);
+  }
+  absl::StatusOr<const void*> Wait() override { return bytes_.data(); }
+
+ private:
+  Backend& backend_;
+  std::vector<char> bytes_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Readback>> Backend::NewReadback(int64_t bytes) {
+  return std::make_unique<ReadAtOnce>(*this, bytes);
+}
 
 absl::Status Backend::GatedUp(const GatedUpArgs& args) {
   RETURN_IF_ERROR(Validate(args));

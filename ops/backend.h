@@ -29,6 +29,19 @@ struct DeviceTensor {
   TensorView view;
 };
 
+// Memory of the host that a device copies to on its own, one copy after the other. Freed with the
+// object, when the last copy is done. Used by the backend's thread.
+class Readback {
+ public:
+  virtual ~Readback() = default;
+  // Queues a copy of a contiguous device tensor behind the ops before it, and does not wait.
+  // INVALID_ARGUMENT where it is larger than the memory.
+  virtual absl::Status Start(const TensorView& device) = 0;
+  // Waits for the last copy that was started, with the errors of all ops before it, but for nothing
+  // queued since. The bytes stay until the next Start.
+  virtual absl::StatusOr<const void*> Wait() = 0;
+};
+
 // What a backend wants to be given. An activation may always be f32 too; the input of a matrix
 // product is `activation`.
 struct BackendTraits {
@@ -65,6 +78,9 @@ class Backend {
   virtual absl::Status Write(const TensorView& device, const TensorView& host) = 0;
   // Waits for all ops, with their errors, and copies to a contiguous host tensor.
   virtual absl::Status Read(const TensorView& host, const TensorView& device) = 0;
+  // By default its copies are Reads, done when they start. RESOURCE_EXHAUSTED where there is no
+  // memory.
+  virtual absl::StatusOr<std::unique_ptr<Readback>> NewReadback(int64_t bytes);
   // Runs `ops`, which calls ops of this backend alone. Calls with the same key must mean the same
   // ops on the same tensors: a backend may record the first and replay it instead of the others.
   virtual absl::Status RunStep(int64_t key, absl::FunctionRef<absl::Status()> ops) { return ops(); }

@@ -5,16 +5,20 @@
 
 namespace jevons {
 
-// What    out[t] = table[ids[t]] as f32
-// Shapes  ids i32 [num_tokens]; table [vocab, hidden] f32 f16 or bf16; out [num_tokens, hidden] f32
-// Edge    an id outside [0, vocab) gives a row of NaN, so that the one request fails and no memory
-//         is read
+// What    out[t] = table[id] as f32, id = ids[t], or drawn[i] where ids[t] is DrawnId(i)
+// Shapes  ids i32 [num_tokens]; table [vocab, hidden] f32 f16 or bf16; out [num_tokens, hidden] f32;
+//         drawn i32 [num_drawn] or absent
+// Edge    an id outside [0, vocab), or a DrawnId outside of drawn, gives a row of NaN, so that the
+//         one request fails and no memory is read; an entry of drawn is never a DrawnId itself
 // Error   exact
 struct EmbedArgs {
   TensorView ids;
   TensorView table;
   TensorView out;
+  TensorView drawn = {};
 };
+// Stands for a token that an op before this one draws into drawn[drawn_idx]; -1 is no id at all.
+constexpr int32_t DrawnId(int32_t drawn_idx) { return -2 - drawn_idx; }
 
 // What    if delta is there: x += delta (in place); then, per token,
 //         out = x / sqrt(mean(x^2) + eps) * weight

@@ -82,6 +82,7 @@ absl::Status Validate(const EmbedArgs& args, const ArgRules& rules) {
   check.Tensor("ids", args.ids, kI32, {kAnySize});
   check.Tensor("table", args.table, dtype, {kAnySize, kAnySize}, Layout::kStrided);
   check.Output("out", args.out, FloatType(args.out, rules), {Dim(args.ids, 0), Dim(args.table, 1)});
+  check.OptionalTensor("drawn", args.drawn, kI32, {kAnySize});
   return check.status();
 }
 
@@ -252,6 +253,14 @@ absl::Status ValidateCopy(const TensorView& to, const TensorView& from) {
   return absl::InvalidArgumentError(
       absl::StrCat("a copy needs two contiguous tensors of one type and size, got ", to.ToString(),
                    " from ", from.ToString()));
+}
+
+absl::Status ValidateReadback(const TensorView& device, int64_t max_bytes) {
+  const int64_t bytes = device.num_elements() * DTypeBytes(device.dtype);
+  if (device.contiguous() && bytes <= max_bytes) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("a readback needs a contiguous tensor of at most ",
+                                                 max_bytes, " bytes, got ", device.ToString(),
+                                                 " of ", bytes));
 }
 
 absl::Status CopyTensor(const TensorView& to, const TensorView& from) {

@@ -42,6 +42,8 @@ absl::Status Validate(const WeightSpec& spec);
 
 // Two contiguous tensors of one type and size: what Write and Read of a backend take.
 absl::Status ValidateCopy(const TensorView& to, const TensorView& from);
+// A contiguous tensor of at most `max_bytes`: what a Readback takes.
+absl::Status ValidateReadback(const TensorView& device, int64_t max_bytes);
 // ValidateCopy, then memcpy.
 absl::Status CopyTensor(const TensorView& to, const TensorView& from);
 

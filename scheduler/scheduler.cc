@@ -23,12 +23,14 @@ Scheduler::Scheduler(const SchedulerConfig& config, BlockManager* blocks)
   const auto num_seqs = static_cast<size_t>(config.max_num_seqs);
   const auto num_tokens = static_cast<size_t>(config.max_num_batched_tokens);
   running_.reserve(num_seqs);
-  batch_.entries.reserve(num_seqs);
-  batch_.cu_seqlens_q.reserve(num_seqs + 1);
-  batch_.context_lens.reserve(num_seqs);
-  batch_.token_ids.reserve(num_tokens);
-  batch_.positions.reserve(num_tokens);
-  batch_.slot_mapping.reserve(num_tokens);
+  for (Batch& batch : batches_) {
+    batch.entries.reserve(num_seqs);
+    batch.cu_seqlens_q.reserve(num_seqs + 1);
+    batch.context_lens.reserve(num_seqs);
+    batch.token_ids.reserve(num_tokens);
+    batch.positions.reserve(num_tokens);
+    batch.slot_mapping.reserve(num_tokens);
+  }
 }
 
 void Scheduler::Add(Sequence* sequence) {
@@ -41,19 +43,20 @@ void Scheduler::Add(Sequence* sequence) {
 }
 
 const Batch& Scheduler::Schedule() {
-  CHECK(!in_step_);
-  batch_.entries.clear();
-  batch_.token_ids.clear();
-  batch_.positions.clear();
-  batch_.slot_mapping.clear();
-  batch_.context_lens.clear();
-  batch_.cu_seqlens_q.assign(1, 0);
+  CHECK(!is_planned_ && num_under_way_ < 2);
+  Batch& batch = planned();
+  batch.entries.clear();
+  batch.token_ids.clear();
+  batch.positions.clear();
+  batch.slot_mapping.clear();
+  batch.context_lens.clear();
+  batch.cu_seqlens_q.assign(1, 0);
   Budget budget = {.tokens = config_.max_num_batched_tokens};
   PlanRunning(budget);
   PlanWaiting(budget);
   FillBlockTables();
-  in_step_ = !batch_.empty();
-  return batch_;
+  is_planned_ = !batch.empty();
+  return batch;
 }
 
 void Scheduler::PlanRunning(Budget& budget) {
@@ -89,6 +92,8 @@ void Scheduler::PlanWaiting(Budget& budget) {
 }
 
 int32_t Scheduler::ChunkTokens(const Sequence& sequence, int32_t max_tokens) const {
+  // The last new token is never computed: what it is may still be unknown.
+  if (sequence.num_new_tokens() >= sequence.request.max_new_tokens) return 0;
   const int32_t num_left = sequence.num_tokens() - sequence.num_computed;
   const int32_t max_chunk = config_.max_prefill_chunk_tokens;
   return std::min({num_left, max_tokens, max_chunk > 0 ? max_chunk : max_tokens});
@@ -123,31 +128,33 @@ void Scheduler::PreemptYoungest() {
 void Scheduler::AppendEntry(Sequence* sequence, int32_t num_tokens, Budget& budget) {
   const int32_t begin = sequence->num_computed;
   const int32_t end = begin + num_tokens;
-  batch_.entries.push_back({.sequence = sequence,
-                            .num_tokens = num_tokens,
-                            .first_position = begin,
-                            .samples = end == sequence->num_tokens()});
+  Batch& batch = planned();
+  batch.entries.push_back({.sequence = sequence,
+                           .num_tokens = num_tokens,
+                           .first_position = begin,
+                           .samples = end == sequence->num_tokens()});
   for (int32_t position = begin; position < end; ++position) {
     const int64_t block_id = sequence->block_table[position / kKvBlockTokens].block_id();
-    batch_.token_ids.push_back(sequence->token_ids[position]);
-    batch_.positions.push_back(position);
-    batch_.slot_mapping.push_back(block_id * kKvBlockTokens + position % kKvBlockTokens);
+    batch.token_ids.push_back(sequence->token_ids[position]);
+    batch.positions.push_back(position);
+    batch.slot_mapping.push_back(block_id * kKvBlockTokens + position % kKvBlockTokens);
   }
-  batch_.cu_seqlens_q.push_back(batch_.num_tokens());
-  batch_.context_lens.push_back(end);
+  batch.cu_seqlens_q.push_back(batch.num_tokens());
+  batch.context_lens.push_back(end);
   budget.tokens -= num_tokens;
   budget.promised_blocks += MissingBlocks(*sequence);
 }
 
 void Scheduler::FillBlockTables() {
+  Batch& batch = planned();
   size_t max_blocks = 0;
-  for (const BatchEntry& entry : batch_.entries) {
+  for (const BatchEntry& entry : batch.entries) {
     max_blocks = std::max(max_blocks, entry.sequence->block_table.size());
   }
-  batch_.max_blocks = static_cast<int32_t>(max_blocks);
-  batch_.block_tables.resize(batch_.entries.size() * max_blocks);
-  auto row = batch_.block_tables.begin();
-  for (const BatchEntry& entry : batch_.entries) {
+  batch.max_blocks = static_cast<int32_t>(max_blocks);
+  batch.block_tables.resize(batch.entries.size() * max_blocks);
+  auto row = batch.block_tables.begin();
+  for (const BatchEntry& entry : batch.entries) {
     const BlockTable& table = entry.sequence->block_table;
     const auto padding = std::transform(table.begin(), table.end(), row,
                                         [](const BlockRef& block) { return block.block_id(); });
@@ -156,21 +163,47 @@ void Scheduler::FillBlockTables() {
   }
 }
 
-void Scheduler::Update(std::span<const int32_t> sampled) {
-  in_step_ = false;
-  size_t num_taken = 0;
-  for (const BatchEntry& entry : batch_.entries) {
+void Scheduler::Start() {
+  CHECK(is_planned_);
+  int32_t num_sampled = 0;
+  for (const BatchEntry& entry : planned().entries) {
     entry.sequence->num_computed += entry.num_tokens;
+    if (!entry.samples) continue;
+    entry.sequence->token_ids.push_back(UnknownTokenId(num_sampled++));
+    ++entry.sequence->num_unknown;
+  }
+  is_planned_ = false;
+  ++num_under_way_;
+}
+
+void Scheduler::Update(std::span<const int32_t> sampled) {
+  if (is_planned_) {
+    CHECK(num_under_way_ == 0);
+    Start();
+  }
+  CHECK(num_under_way_ > 0 || sampled.empty());
+  if (num_under_way_ == 0) return;
+  const Batch& ended = batch(0);
+  oldest_ = (oldest_ + 1) % 2;
+  --num_under_way_;
+  size_t num_taken = 0;
+  for (const BatchEntry& entry : ended.entries) {
     if (!entry.samples) continue;
     CHECK(num_taken < sampled.size());
     const int32_t token_id = sampled[num_taken++];
-    if (token_id != kSkip) entry.sequence->token_ids.push_back(token_id);
+    if (entry.sequence != nullptr) TakeToken(entry.sequence, token_id);
   }
   CHECK(num_taken == sampled.size());
 }
 
+void Scheduler::TakeToken(Sequence* sequence, int32_t token_id) {
+  if (token_id == kSkip) return Finish(sequence);
+  sequence->token_ids[sequence->num_tokens() - sequence->num_unknown] = token_id;
+  --sequence->num_unknown;
+}
+
 void Scheduler::Finish(Sequence* sequence) {
-  CHECK(!in_step_);
+  CHECK(!is_planned_);
   if (sequence->state == Sequence::State::kRunning) {
     const auto it = std::find(running_.begin(), running_.end(), sequence);
     CHECK(it != running_.end());
@@ -180,6 +213,14 @@ void Scheduler::Finish(Sequence* sequence) {
     CHECK(it != waiting_.end());
     waiting_.erase(it);
   }
+  for (int i = 0; i < num_under_way_; ++i) {
+    for (BatchEntry& entry : batch(i).entries) {
+      if (entry.sequence == sequence) entry.sequence = nullptr;
+    }
+  }
+  // Tokens that nobody will know.
+  sequence->token_ids.resize(static_cast<size_t>(sequence->num_tokens() - sequence->num_unknown));
+  sequence->num_unknown = 0;
   sequence->block_table.clear();
   sequence->state = Sequence::State::kFinished;
 }

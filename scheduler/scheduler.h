@@ -1,6 +1,7 @@
 // Decides what each step computes. Host logic only: no clock, no device, no model.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <deque>
 #include <span>
@@ -25,6 +26,11 @@ struct SchedulerConfig {
 // blocks run out, the youngest running sequence is preempted: it gives back its blocks, goes to the
 // head of the queue, and is later computed anew from its tokens.
 //
+// A step may be planned while the one before it is under way and its tokens are not known: its
+// sequences go on with tokens that UnknownTokenId stands for. Steps run one after the other on the
+// device, so blocks that are given back while a step under way still uses them may be given out at
+// once.
+//
 // Every sequence finishes. Running is a prefix of the order of arrival, waiting the rest: admission
 // takes the head, preemption puts the youngest back as head. The oldest running sequence loses its
 // blocks to nobody and advances in each step, since alone it fits the pool; when it is done, the
@@ -37,19 +43,24 @@ class Scheduler {
   // BlocksFor(prompt + max_new_tokens) <= num_blocks, which the caller has checked.
   void Add(Sequence* sequence);
 
-  // Plans a step. The batch is valid until the next call. Empty only if no sequence waits or runs.
-  // No allocation once the batch has had its largest size, but for the first admission of a
-  // sequence, which reserves what it may grow to.
+  // Plans a step, while at most one is under way. The batch is valid until the second call from
+  // here. Empty only if no sequence waits or runs, or those that run have all their tokens but
+  // unknown ones. No allocation once both batches have had their largest size, but for the first
+  // admission of a sequence, which reserves what it may grow to.
   const Batch& Schedule();
 
-  // Ends the step: `sampled[i]` is the new token of the i-th entry that samples. kSkip appends
-  // nothing: such a sequence has no token left to compute, gets no entry any more, and waits for
-  // Finish.
+  // The planned step, which is not empty, is under way: its tokens count as computed, and each
+  // sequence that samples has one more, unknown token.
+  void Start();
+
+  // Ends the oldest step under way, after Start where it is only planned: `sampled[i]` is the new
+  // token of the i-th entry that samples. kSkip finishes the sequence without one. What is given for
+  // a sequence that has finished since is dropped.
   static constexpr int32_t kSkip = -1;
   void Update(std::span<const int32_t> sampled);
 
   // Takes a sequence out, in any state, and returns its blocks; none that is finished already
-  // changes. Never between Schedule and Update.
+  // changes. Its entries of steps under way stay, without it. Never between Schedule and Start.
   void Finish(Sequence* sequence);
 
   int32_t num_waiting() const { return static_cast<int32_t>(waiting_.size()); }
@@ -75,16 +86,24 @@ class Scheduler {
   void PreemptYoungest();
   void AppendEntry(Sequence* sequence, int32_t num_tokens, Budget& budget);
   void FillBlockTables();
+  void TakeToken(Sequence* sequence, int32_t token_id);
+  // The batch of the oldest step under way is number 0; the one that is planned comes last.
+  const Batch& batch(int idx) const { return batches_[(oldest_ + idx) % 2]; }
+  Batch& batch(int idx) { return batches_[(oldest_ + idx) % 2]; }
+  Batch& planned() { return batch(num_under_way_); }
   absl::Status CheckRunning(const Sequence& sequence, int32_t num_planned) const;
-  absl::Status CheckBatch() const;
-  absl::Status CheckEntry(size_t entry_idx) const;
+  absl::Status CheckUnknown(const Sequence& sequence) const;
+  absl::Status CheckBatch(const Batch& batch) const;
+  absl::Status CheckEntry(const Batch& batch, size_t entry_idx) const;
 
   const SchedulerConfig config_;
   BlockManager* const blocks_;
   std::deque<Sequence*> waiting_;
   std::vector<Sequence*> running_;  // by age, oldest first
-  Batch batch_;
-  bool in_step_ = false;  // between Schedule and Update
+  std::array<Batch, 2> batches_;
+  int oldest_ = 0;
+  int num_under_way_ = 0;
+  bool is_planned_ = false;  // between Schedule and Start
   int64_t num_preemptions_ = 0;
 };
 

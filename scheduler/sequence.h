@@ -9,6 +9,10 @@
 
 namespace jevons {
 
+// Stands for the token of the sampled_idx-th entry that samples in a step whose tokens are not known
+// yet.
+constexpr int32_t UnknownTokenId(int32_t sampled_idx) { return -2 - sampled_idx; }
+
 // Engine thread only. Owned by the engine; the scheduler points to it between Add and Finish.
 struct Sequence {
   enum class State { kWaiting, kRunning, kFinished };
@@ -18,9 +22,11 @@ struct Sequence {
   int32_t num_tokens() const { return static_cast<int32_t>(token_ids.size()); }
   int32_t num_prompt_tokens() const { return static_cast<int32_t>(request.prompt_ids.size()); }
   int32_t num_new_tokens() const { return num_tokens() - num_prompt_tokens(); }
+  int32_t num_known_new_tokens() const { return num_new_tokens() - num_unknown; }
 
   Request request;
   std::vector<int32_t> token_ids;  // prompt, then what was sampled
+  int32_t num_unknown = 0;         // of token_ids the last ones: each an UnknownTokenId
   int32_t num_computed = 0;        // tokens whose keys are in the cache
   BlockTable block_table;
   State state = State::kWaiting;

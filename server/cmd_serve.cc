@@ -25,6 +25,7 @@ struct ServeFlags {
   EngineOptions engine;
   ServerOptions server;
   std::string backend = "auto";
+  std::string overlap = "auto";
   int32_t drain_seconds = 300;
 };
 
@@ -144,6 +145,12 @@ void AddServe(CLI::App& app, const Environment& environment, CommandRun& run) {
                  "Prompt tokens of one sequence in one step; 0: no limit of its own")
       ->check(InRange<int64_t>(0, 65536))
       ->capture_default_str();
+  cmd.add_option(
+         "--overlap", flags->overlap,
+         "auto: a device is given its next step before the last one's tokens are read; off: "
+         "after. The tokens are the same")
+      ->check(CLI::IsMember({"auto", "off"}))
+      ->capture_default_str();
   cmd.add_option("--max-queued-requests", engine.max_queued_requests, "More are refused")
       ->check(InRange<int64_t>(1, 1'000'000))
       ->capture_default_str();
@@ -160,6 +167,7 @@ void AddServe(CLI::App& app, const Environment& environment, CommandRun& run) {
     flags->engine.backend = flags->backend == "cpu"    ? BackendKind::kCpu
                             : flags->backend == "cuda" ? BackendKind::kCuda
                                                        : BackendKind::kAuto;
+    flags->engine.overlap = flags->overlap == "off" ? StepOverlap::kOff : StepOverlap::kAuto;
     run = [flags] { return RunServe(*flags); };
   });
 }

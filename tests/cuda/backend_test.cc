@@ -79,6 +79,57 @@ TEST_F(CudaBackendTest, ManySmallWritesKeepTheirOrder) {
   EXPECT_EQ(value, 49);
 }
 
+// More than there are slots to stage them in: one that is not read yet is waited for, never changed.
+TEST_F(CudaBackendTest, WritesThatAreNotDoneKeepTheirBytesHoweverManyFollow) {
+  constexpr int64_t kWrites = 60;
+  const std::unique_ptr<Buffer> buffer = Allocate(kWrites * 4096);
+  std::vector<uint8_t> want;
+  for (int64_t i = 0; i < kWrites; ++i) {
+    // Growing, so that the slots must grow too while copies are under way.
+    std::vector<uint8_t> host(static_cast<size_t>(i < 30 ? 64 : 4096), static_cast<uint8_t>(i + 1));
+    const TensorView device = Bytes(static_cast<uint8_t*>(buffer->data()) + want.size(),
+                                    static_cast<int64_t>(host.size()));
+    ASSERT_TRUE(backend_->Write(device, Bytes(host)).ok());
+    want.insert(want.end(), host.begin(), host.end());
+  }
+  EXPECT_EQ(ReadBack(Bytes(buffer->data(), static_cast<int64_t>(want.size()))), want);
+}
+
+TEST_F(CudaBackendTest, AReadbackWaitsForItsCopyAloneAndKeepsItsBytes) {
+  const std::unique_ptr<Buffer> buffer = Allocate(64);
+  auto readback = backend_->NewReadback(64);
+  ASSERT_TRUE(readback.ok()) << readback.status();
+  for (int n : {1, 5}) {
+    std::vector<uint8_t> first(64, static_cast<uint8_t>(n));
+    std::vector<uint8_t> later(64, 99);
+    ASSERT_TRUE(backend_->Write(Bytes(buffer->data(), 64), Bytes(first)).ok());
+    ASSERT_TRUE((*readback)->Start(Bytes(buffer->data(), 64)).ok());
+    const int64_t synchronised = emu::NumCalls(emu::CallKind::kStream);
+    ASSERT_TRUE(backend_->Write(Bytes(buffer->data(), 64), Bytes(later)).ok());
+    const auto bytes = (*readback)->Wait();
+    ASSERT_TRUE(bytes.ok()) << bytes.status();
+    EXPECT_EQ(std::memcmp(*bytes, first.data(), 64), 0);
+    EXPECT_EQ(emu::NumCalls(emu::CallKind::kStream), synchronised);
+    EXPECT_EQ(ReadBack(Bytes(buffer->data(), 64)), later);
+    EXPECT_EQ(std::memcmp(*bytes, first.data(), 64), 0);
+  }
+  ExpectError((*readback)->Start(Bytes(buffer->data(), 65)), StatusCode::kInvalidArgument,
+              {"at most 64 bytes", "65"});
+  ExpectError(backend_->NewReadback(int64_t{1} << 60), StatusCode::kResourceExhausted,
+              {"1152921504606846976"});
+}
+
+// What is under way when a readback goes is waited for: its memory is written until then.
+TEST_F(CudaBackendTest, AReadbackMayGoWhileItsCopyIsUnderWay) {
+  const std::unique_ptr<Buffer> buffer = Allocate(64);
+  for (int i = 0; i < 20; ++i) {
+    auto readback = backend_->NewReadback(64);
+    ASSERT_TRUE(readback.ok()) << readback.status();
+    ASSERT_TRUE((*readback)->Start(Bytes(buffer->data(), 64)).ok());
+  }
+  EXPECT_EQ(ReadBack(Bytes(buffer->data(), 64)), std::vector<uint8_t>(64, 0));
+}
+
 TEST_F(CudaBackendTest, SizesThatCannotBeAreRefused) {
   ExpectError(backend_->Allocate(-1), StatusCode::kInvalidArgument, {"Allocate", "-1"});
   ExpectError(backend_->Allocate(int64_t{1} << 40), StatusCode::kResourceExhausted,

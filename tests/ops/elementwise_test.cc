@@ -57,6 +57,43 @@ TEST_F(ElementwiseTest, EmbedGivesNanForIdsOutsideTheTable) {
   EXPECT_EQ(out.tensors[0].Value(2 * 8), 0);
 }
 
+// Ids that were drawn, in any order, one of them lost, one no id of the table, among others.
+Outputs RunEmbedOfDrawn(Backend& backend, DType dtype, int64_t hidden) {
+  Random random(kOpTestSeed);
+  TestTensor table(dtype, {kVocab, hidden});
+  table.FillNormal(random);
+  TestTensor drawn(DType::kI32, {5});
+  const int32_t tokens[] = {kVocab - 1, -1, 0, kVocab, DrawnId(0)};
+  for (int64_t i = 0; i < 5; ++i) drawn.at<int32_t>(i) = tokens[i];
+  TestTensor ids(DType::kI32, {10});
+  const int32_t marks[] = {DrawnId(2), 3,          DrawnId(0), DrawnId(1), DrawnId(3),
+                           DrawnId(4), DrawnId(5), -1,         INT32_MIN,  DrawnId(0)};
+  for (int64_t t = 0; t < 10; ++t) ids.at<int32_t>(t) = marks[t];
+  TestTensor out(DType::kF32, {10, hidden}, 3);
+  EXPECT_TRUE(backend.Embed({ids.view(), table.view(), out.view(), drawn.view()}).ok());
+  // The tokens themselves as ids.
+  TestTensor plain_ids(DType::kI32, {10});
+  const int32_t plain[] = {0, 3, kVocab - 1, -1, -1, -1, -1, -1, -1, kVocab - 1};
+  for (int64_t t = 0; t < 10; ++t) plain_ids.at<int32_t>(t) = plain[t];
+  TestTensor plain_out(DType::kF32, {10, hidden}, 3);
+  EXPECT_TRUE(backend.Embed({plain_ids.view(), table.view(), plain_out.view()}).ok());
+  for (int64_t i = 0; i < 10 * hidden; ++i) {
+    const double got = out.Value(i);
+    const double want = plain_out.Value(i);
+    EXPECT_TRUE(got == want || (std::isnan(got) && std::isnan(want))) << i;
+  }
+  return {{out}, {Exact()}};
+}
+
+TEST_F(ElementwiseTest, EmbedTakesDrawnTokensFromWhereTheyWereDrawnTo) {
+  for (DType dtype : {DType::kF32, DType::kF16, DType::kBF16}) {
+    for (int64_t hidden : {1, 8, 33, 2048}) {
+      SCOPED_TRACE(hidden);
+      CheckAgainstTwin([&](Backend& b) { return RunEmbedOfDrawn(b, dtype, hidden); });
+    }
+  }
+}
+
 struct NormCase {
   int64_t num_tokens;
   int64_t hidden;

@@ -6,6 +6,7 @@
 #include <iterator>
 #include <memory>
 #include <optional>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -21,6 +22,7 @@ struct Outcome {
   std::vector<int32_t> ids;
   std::vector<Logprobs> logprobs;
   std::vector<Logprobs> prompt_logprobs;
+  std::string text;
   StreamEnd end;
 };
 
@@ -32,6 +34,7 @@ inline Outcome ReadAll(TokenStream& stream) {
     std::move(delta.logprobs.begin(), delta.logprobs.end(), std::back_inserter(out.logprobs));
     std::move(delta.prompt_logprobs.begin(), delta.prompt_logprobs.end(),
               std::back_inserter(out.prompt_logprobs));
+    out.text += delta.text;
     if (!chunk->end) continue;
     out.end = *chunk->end;
     return out;
@@ -69,7 +72,11 @@ inline void ExpectSame(const Outcome& got, const Outcome& want) {
   EXPECT_EQ(got.ids, want.ids);
   EXPECT_TRUE(SameBits(got.logprobs, want.logprobs));
   EXPECT_TRUE(SameBits(got.prompt_logprobs, want.prompt_logprobs));
+  EXPECT_EQ(got.text, want.text);
   EXPECT_EQ(got.end.reason, want.end.reason);
+  EXPECT_EQ(got.end.usage.prompt_tokens, want.end.usage.prompt_tokens);
+  EXPECT_EQ(got.end.usage.completion_tokens, want.end.usage.completion_tokens);
+  EXPECT_EQ(got.end.usage.reasoning_tokens, want.end.usage.reasoning_tokens);
 }
 
 }  // namespace jevons

@@ -154,7 +154,7 @@ class StagedBackend : public Backend {
 
   absl::Status Embed(const EmbedArgs& a) override {
     return Run([&](Stage& s) {
-      return device_->Embed({s.In(a.ids), s.In(a.table), s.Out(a.out)});
+      return device_->Embed({s.In(a.ids), s.In(a.table), s.Out(a.out), s.In(a.drawn)});
     });
   }
   absl::Status RmsNorm(const RmsNormArgs& a) override {

@@ -85,6 +85,10 @@ TEST(ValidateTest, EmbedLeavesIdsToTheOp) {
   const TensorView table(storage, DType::kI32, {4, 8});
   ExpectRefused(Validate(EmbedArgs{I32(ids), table, F32({2, 8})}),
                 "Embed: table must be f32, f16 or bf16");
+  EmbedArgs fed = {I32(ids), F32({4, 8}), F32({2, 8}), I32(ids)};
+  EXPECT_TRUE(Validate(fed).ok());
+  fed.drawn = F32({2});
+  ExpectRefused(Validate(fed), "Embed: drawn must be i32 [*], got f32 [2]");
 }
 
 TEST(ValidateTest, GatherRowsStaysInItsSource) {

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <memory>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "base/clock.h"
@@ -25,7 +26,10 @@ struct Totals {
   int64_t cancelled = 0;
   int64_t expired = 0;
   int64_t skipped = 0;
+  int64_t stopped = 0;
   int64_t preemptions = 0;
+  int64_t unknown = 0;  // tokens that were computed before the scheduler knew them
+  int64_t dropped = 0;  // tokens of sequences that had ended meanwhile
   int64_t chunks = 0;
 };
 
@@ -34,10 +38,14 @@ int32_t FakeToken(uint64_t sequence_id, int32_t new_idx) {
   return static_cast<int32_t>(RandomBits(sequence_id, static_cast<uint64_t>(new_idx)) % 50000);
 }
 
+// kOff: a step ends before the next one is planned. kOn: when the next one is under way.
+enum class Overlap { kOff, kOn };
+
 class Simulation {
  public:
-  explicit Simulation(uint64_t seed)
-      : random_(seed),
+  Simulation(uint64_t seed, Overlap overlap)
+      : overlap_(overlap),
+        random_(seed),
         num_blocks_(1 + Pick(Pick(2) == 0 ? 4 : 40)),
         config_(MakeConfig()),
         blocks_(num_blocks_),
@@ -45,7 +53,7 @@ class Simulation {
         cache_(static_cast<size_t>(num_blocks_) * kKvBlockTokens) {}
 
   void Run(int32_t num_requests, Totals& totals) {
-    while (num_requests > 0 || !live_.empty()) {
+    while (num_requests > 0 || !live_.empty() || under_way_.has_value()) {
       for (int64_t n = Pick(3); n > 0 && num_requests > 0; --n, --num_requests) Arrive();
       ASSERT_NO_FATAL_FAILURE(DropSome(totals));
       ASSERT_NO_FATAL_FAILURE(Step(totals));
@@ -66,7 +74,14 @@ class Simulation {
     int32_t num_computed = 0;  // as the entries tell
     int32_t num_preemptions = 0;
     std::optional<int64_t> cancel_step;
-    bool skipped = false;
+    std::optional<int32_t> stop_at;  // the number of new tokens of which the last one is an end
+    bool skipped = false;            // its row is lost
+
+    // The device has drawn its last token, or will in the step under way.
+    bool complete() const { return sequence.num_new_tokens() >= sequence.request.max_new_tokens; }
+    bool stopped() const {
+      return stop_at.has_value() && sequence.num_known_new_tokens() >= *stop_at;
+    }
   };
 
   int64_t Pick(int64_t n) { return random_.Below(n); }
@@ -90,6 +105,7 @@ class Simulation {
     if (Pick(8) == 0) request.deadline = clock_.Now() + absl::Milliseconds(Pick(3000));
     live_.push_back(std::make_unique<Live>(std::move(request)));
     if (Pick(4) == 0) live_.back()->cancel_step = step_ + Pick(200);
+    if (Pick(6) == 0) live_.back()->stop_at = static_cast<int32_t>(1 + Pick(40));
     scheduler_.Add(&live_.back()->sequence);
   }
 
@@ -113,69 +129,98 @@ class Simulation {
     scheduler_.Finish(&sequence);
     EXPECT_EQ(sequence.state, Sequence::State::kFinished);
     EXPECT_TRUE(sequence.block_table.empty());
+    EXPECT_EQ(sequence.num_unknown, 0);
     live_.erase(live_.begin() + static_cast<int64_t>(live_idx));
   }
 
   void Step(Totals& totals) {
-    std::vector<const Sequence*> was_running;
+    std::vector<const Live*> was_running;
     for (const auto& live : live_) {
-      if (live->sequence.state == Sequence::State::kRunning) was_running.push_back(&live->sequence);
+      if (live->sequence.state == Sequence::State::kRunning) was_running.push_back(live.get());
     }
     const Batch& batch = scheduler_.Schedule();
     ASSERT_TRUE(scheduler_.CheckIntegrity().ok()) << scheduler_.CheckIntegrity();
-    ASSERT_EQ(batch.empty(), live_.empty());
-    if (batch.empty()) return scheduler_.Update({});
-
     ASSERT_NO_FATAL_FAILURE(CheckPlan(batch, was_running));
     std::vector<int32_t> sampled;
     for (size_t i = 0; i < batch.entries.size(); ++i) {
       ASSERT_NO_FATAL_FAILURE(Compute(batch, i, sampled, totals));
     }
+    drawn_ = sampled;
+    if (overlap_ == Overlap::kOff) {
+      ASSERT_EQ(batch.empty(), live_.empty());
+      return EndStep(sampled, totals);
+    }
+    if (!batch.empty()) scheduler_.Start();
+    ASSERT_TRUE(scheduler_.CheckIntegrity().ok()) << scheduler_.CheckIntegrity();
+    ASSERT_TRUE(!batch.empty() || live_.empty() || under_way_.has_value());
+    std::optional<std::vector<int32_t>> ended = std::exchange(under_way_, std::nullopt);
+    if (!batch.empty()) under_way_ = std::move(sampled);
+    if (ended.has_value()) EndStep(*ended, totals);
+  }
+
+  void EndStep(const std::vector<int32_t>& sampled, Totals& totals) {
+    int64_t num_known = 0;
+    for (const auto& live : live_) num_known -= live->sequence.num_known_new_tokens();
     scheduler_.Update(sampled);
     ASSERT_TRUE(scheduler_.CheckIntegrity().ok()) << scheduler_.CheckIntegrity();
+    for (const auto& live : live_) num_known += live->sequence.num_known_new_tokens();
+    totals.dropped += static_cast<int64_t>(sampled.size()) - num_known;
     ASSERT_NO_FATAL_FAILURE(FinishComplete(totals));
   }
 
-  void CheckPlan(const Batch& batch, const std::vector<const Sequence*>& was_running) {
+  void CheckPlan(const Batch& batch, const std::vector<const Live*>& was_running) {
     ASSERT_LE(batch.num_tokens(), config_.max_num_batched_tokens);
-    ASSERT_LE(static_cast<int32_t>(batch.entries.size()), config_.max_num_seqs);
+    ASSERT_LE(scheduler_.num_running(), config_.max_num_seqs);
     // The oldest advances in each step, and everything that ran and was not preempted too.
-    ASSERT_EQ(batch.entries[0].sequence, &live_[0]->sequence);
+    if (!live_.empty() && !live_[0]->complete()) {
+      ASSERT_FALSE(batch.empty());
+      ASSERT_EQ(batch.entries[0].sequence, &live_[0]->sequence);
+    }
+    size_t num_old = 0;
+    for (const Live* live : was_running) {
+      if (live->complete() || live->sequence.state != Sequence::State::kRunning) continue;
+      ASSERT_EQ(batch.entries[num_old++].sequence, &live->sequence);
+    }
+    // Running are planned, in the order of arrival, unless they are complete; the rest waits.
     size_t entry_idx = 0;
-    for (const Sequence* sequence : was_running) {
-      if (sequence->state != Sequence::State::kRunning) continue;
-      ASSERT_EQ(batch.entries[entry_idx++].sequence, sequence);
+    const Sequence* head = nullptr;
+    for (const auto& live : live_) {
+      if (live->sequence.state == Sequence::State::kWaiting) {
+        if (head == nullptr) head = &live->sequence;
+        continue;
+      }
+      ASSERT_EQ(head, nullptr);
+      if (live->complete()) continue;
+      ASSERT_LT(entry_idx, batch.entries.size());
+      ASSERT_EQ(batch.entries[entry_idx++].sequence, &live->sequence);
     }
-    // Running and planned are a prefix of the order of arrival.
-    for (size_t i = 0; i < live_.size(); ++i) {
-      const bool planned = i < batch.entries.size();
-      ASSERT_EQ(live_[i]->sequence.state,
-                planned ? Sequence::State::kRunning : Sequence::State::kWaiting);
-      if (!planned) continue;
-      ASSERT_EQ(batch.entries[i].sequence, &live_[i]->sequence);
-    }
+    ASSERT_EQ(entry_idx, batch.entries.size());
     int64_t num_spare = blocks_.num_free();
     for (const BatchEntry& entry : batch.entries) num_spare -= MissingBlocks(*entry.sequence);
     // What was admitted takes nothing that others need for the tokens that they have, plus one.
-    const bool admitted = batch.entries.size() > entry_idx;
+    const bool admitted = batch.entries.size() > num_old;
     ASSERT_TRUE(!admitted || num_spare >= 0) << num_spare;
     // The head waits for a reason.
-    if (batch.entries.size() == live_.size()) return;
-    ASSERT_TRUE(static_cast<int32_t>(batch.entries.size()) == config_.max_num_seqs ||
+    ASSERT_TRUE(head == nullptr || scheduler_.num_running() == config_.max_num_seqs ||
                 batch.num_tokens() == config_.max_num_batched_tokens ||
-                MissingBlocks(live_[batch.entries.size()]->sequence) > num_spare);
+                MissingBlocks(*head) > num_spare);
   }
 
   static int64_t MissingBlocks(const Sequence& sequence) {
     return BlocksFor(sequence.num_tokens() + 1) - static_cast<int64_t>(sequence.block_table.size());
   }
 
+  Live& LiveOf(const Sequence* sequence) {
+    return **std::find_if(live_.begin(), live_.end(),
+                          [&](const auto& live) { return &live->sequence == sequence; });
+  }
+
   // Writes the entry's tokens to the cache, reads the whole context back through its block table,
-  // and samples.
+  // and samples: what the device does, step by step, whatever the scheduler knows of it.
   void Compute(const Batch& batch, size_t entry_idx, std::vector<int32_t>& sampled,
                Totals& totals) {
     const BatchEntry& entry = batch.entries[entry_idx];
-    Live& live = *live_[entry_idx];
+    Live& live = LiveOf(entry.sequence);
     const Sequence& sequence = live.sequence;
     if (sequence.num_preemptions != live.num_preemptions) {
       live.num_preemptions = sequence.num_preemptions;
@@ -193,9 +238,11 @@ class Simulation {
     for (int32_t i = batch.cu_seqlens_q[entry_idx]; i < batch.cu_seqlens_q[entry_idx + 1]; ++i) {
       CachedToken& slot = cache_.at(static_cast<size_t>(batch.slot_mapping[i]));
       ASSERT_NE(slot.step, step_) << "slot " << batch.slot_mapping[i] << " is written twice";
+      const int32_t id = batch.token_ids[i];
+      totals.unknown += id < 0;
       slot = {.sequence_id = sequence.request.id,
               .position = batch.positions[i],
-              .token_id = batch.token_ids[i],
+              .token_id = id < 0 ? drawn_.at(static_cast<size_t>(UnknownTokenId(0) - id)) : id,
               .step = step_};
     }
     ASSERT_EQ(batch.context_lens[entry_idx], live.num_computed);
@@ -206,35 +253,50 @@ class Simulation {
           int64_t{batch.block_tables.at(table_idx)} * kKvBlockTokens + position % kKvBlockTokens;
       const CachedToken& cached = cache_.at(static_cast<size_t>(slot));
       ASSERT_TRUE(cached.sequence_id == sequence.request.id && cached.position == position &&
-                  cached.token_id == sequence.token_ids[position])
+                  (live.skipped || cached.token_id == TokenAt(sequence, position)))
           << "slot " << slot << " does not hold token " << position << " of sequence "
           << sequence.request.id;
     }
     if (!entry.samples) return;
-    live.skipped = Pick(500) == 0;
+    live.skipped |= Pick(500) == 0;
     sampled.push_back(live.skipped ? Scheduler::kSkip
                                    : FakeToken(sequence.request.id, sequence.num_new_tokens()));
+  }
+
+  static int32_t TokenAt(const Sequence& sequence, int32_t position) {
+    const int32_t id = sequence.token_ids[position];
+    return id >= 0 ? id : FakeToken(sequence.request.id, position - sequence.num_prompt_tokens());
   }
 
   void FinishComplete(Totals& totals) {
     for (size_t i = 0; i < live_.size();) {
       const Sequence& sequence = live_[i]->sequence;
       ASSERT_LE(sequence.num_new_tokens(), sequence.request.max_new_tokens);
-      ASSERT_EQ(sequence.num_computed,
-                sequence.state == Sequence::State::kRunning ? live_[i]->num_computed : 0);
-      if (sequence.num_new_tokens() < sequence.request.max_new_tokens) {
+      if (sequence.state == Sequence::State::kFinished) {
+        ASSERT_TRUE(live_[i]->skipped);
         ++i;
         continue;
       }
-      for (int32_t j = 0; j < sequence.num_new_tokens(); ++j) {
+      ASSERT_EQ(sequence.num_computed,
+                sequence.state == Sequence::State::kRunning ? live_[i]->num_computed : 0);
+      const bool all = sequence.num_known_new_tokens() == sequence.request.max_new_tokens;
+      if (!all && !live_[i]->stopped()) {
+        ++i;
+        continue;
+      }
+      const int32_t num_new = sequence.num_known_new_tokens();
+      ASSERT_EQ(num_new, std::min(sequence.request.max_new_tokens,
+                                  live_[i]->stop_at.value_or(sequence.request.max_new_tokens)));
+      for (int32_t j = 0; j < num_new; ++j) {
         ASSERT_EQ(sequence.token_ids[sequence.num_prompt_tokens() + j],
                   FakeToken(sequence.request.id, j));
       }
-      ++totals.finished;
+      ++(all ? totals.finished : totals.stopped);
       Remove(i);
     }
   }
 
+  const Overlap overlap_;
   Random random_;
   const int32_t num_blocks_;
   const SchedulerConfig config_;
@@ -242,35 +304,50 @@ class Simulation {
   BlockManager blocks_;
   std::vector<std::unique_ptr<Live>> live_;  // by arrival
   Scheduler scheduler_;
-  std::vector<CachedToken> cache_;  // by slot
+  std::vector<CachedToken> cache_;                 // by slot
+  std::vector<int32_t> drawn_;                     // by the last step
+  std::optional<std::vector<int32_t>> under_way_;  // drawn, but not known to the scheduler
   int64_t step_ = 0;
   uint64_t next_id_ = 1;
 };
 
-TEST(SchedulerSimulationTest, EverySequenceFinishesInOrderWithItsOwnTokensAndNoBlockIsLost) {
+class SchedulerSimulationTest : public testing::TestWithParam<Overlap> {};
+
+TEST_P(SchedulerSimulationTest, EverySequenceFinishesInOrderWithItsOwnTokensAndNoBlockIsLost) {
   constexpr uint64_t kNumSeeds = 150;
   constexpr int32_t kNumRequests = 40;
   Totals totals;
   for (uint64_t seed = 0; seed < kNumSeeds; ++seed) {
     SCOPED_TRACE(testing::Message() << "seed " << seed);
-    Simulation simulation(seed);
+    Simulation simulation(seed, GetParam());
     simulation.Run(kNumRequests, totals);
     if (testing::Test::HasFailure()) return;
   }
-  const int64_t num_ended = totals.finished + totals.cancelled + totals.expired + totals.skipped;
+  const int64_t num_ended =
+      totals.finished + totals.stopped + totals.cancelled + totals.expired + totals.skipped;
   EXPECT_EQ(num_ended, static_cast<int64_t>(kNumSeeds) * kNumRequests);
   // The load reached what it is meant to test.
   EXPECT_GT(totals.finished, 2000);
+  EXPECT_GT(totals.stopped, 400);
   EXPECT_GT(totals.cancelled, 300);
   EXPECT_GT(totals.expired, 100);
   EXPECT_GT(totals.skipped, 100);
   EXPECT_GT(totals.preemptions, 500);
   EXPECT_GT(totals.chunks, 2000);
+  const bool overlapped = GetParam() == Overlap::kOn;
+  EXPECT_GT(totals.unknown, overlapped ? 50000 : -1);
+  EXPECT_GT(totals.dropped, overlapped ? 1000 : -1);
   std::printf(
-      "finished %ld, cancelled %ld, expired %ld, skipped %ld, preemptions %ld, chunks %ld\n",
-      totals.finished, totals.cancelled, totals.expired, totals.skipped, totals.preemptions,
-      totals.chunks);
+      "finished %ld, stopped %ld, cancelled %ld, expired %ld, skipped %ld, preemptions %ld, chunks "
+      "%ld, unknown %ld, dropped %ld\n",
+      totals.finished, totals.stopped, totals.cancelled, totals.expired, totals.skipped,
+      totals.preemptions, totals.chunks, totals.unknown, totals.dropped);
 }
+
+INSTANTIATE_TEST_SUITE_P(Overlap, SchedulerSimulationTest,
+                         testing::Values(Overlap::kOff, Overlap::kOn), [](const auto& info) {
+                           return info.param == Overlap::kOn ? "On" : "Off";
+                         });
 
 }  // namespace
 }  // namespace jevons

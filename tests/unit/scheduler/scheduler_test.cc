@@ -1,72 +1,18 @@
 #include "scheduler/scheduler.h"
 
-#include <memory>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/support/allocation_counter.h"
+#include "tests/unit/scheduler/scheduler_fixture.h"
 
 namespace jevons {
 namespace {
 
 using testing::ElementsAre;
 using testing::HasSubstr;
-
-constexpr int32_t kBlock = kKvBlockTokens;
-
-class SchedulerTest : public testing::Test {
- protected:
-  void Make(const SchedulerConfig& config, int32_t num_blocks) {
-    blocks_ = std::make_unique<BlockManager>(num_blocks);
-    scheduler_ = std::make_unique<Scheduler>(config, blocks_.get());
-  }
-
-  // A waiting sequence whose prompt is 1000 * id, 1000 * id + 1, ...
-  Sequence* Add(int32_t num_prompt, int32_t max_new_tokens = 8) {
-    Request request = {.id = sequences_.size() + 1, .max_new_tokens = max_new_tokens};
-    for (int32_t i = 0; i < num_prompt; ++i) {
-      request.prompt_ids.push_back(static_cast<int32_t>(request.id) * 1000 + i);
-    }
-    sequences_.push_back(std::make_unique<Sequence>(std::move(request)));
-    scheduler_->Add(sequences_.back().get());
-    return sequences_.back().get();
-  }
-
-  const Batch& Schedule() {
-    const Batch& batch = scheduler_->Schedule();
-    EXPECT_TRUE(scheduler_->CheckIntegrity().ok()) << scheduler_->CheckIntegrity();
-    return batch;
-  }
-
-  // Every entry that samples gets `token_id`.
-  void Update(const Batch& batch, int32_t token_id = 7) {
-    std::vector<int32_t> sampled;
-    for (const BatchEntry& entry : batch.entries) {
-      if (entry.samples) sampled.push_back(token_id);
-    }
-    scheduler_->Update(sampled);
-    EXPECT_TRUE(scheduler_->CheckIntegrity().ok()) << scheduler_->CheckIntegrity();
-  }
-
-  void Step() { Update(Schedule()); }
-
-  static std::vector<std::pair<uint64_t, int32_t>> Plan(const Batch& batch) {
-    std::vector<std::pair<uint64_t, int32_t>> plan;
-    for (const BatchEntry& entry : batch.entries) {
-      plan.emplace_back(entry.sequence->request.id, entry.num_tokens);
-    }
-    return plan;
-  }
-
-  std::unique_ptr<BlockManager> blocks_;
-  std::vector<std::unique_ptr<Sequence>> sequences_;
-  std::unique_ptr<Scheduler> scheduler_;
-};
-
-using Pair = std::pair<uint64_t, int32_t>;
 
 TEST_F(SchedulerTest, NothingToDoIsAnEmptyBatch) {
   Make({}, 4);
@@ -244,7 +190,7 @@ TEST_F(SchedulerTest, YoungestThatNeedsABlockPreemptsItself) {
   Update(batch);
 }
 
-TEST_F(SchedulerTest, SkippedSampleAppendsNothingAndTheSequenceWaitsForFinish) {
+TEST_F(SchedulerTest, ASkippedSampleAppendsNothingAndFinishesItsSequence) {
   Make({.max_num_seqs = 3, .max_num_batched_tokens = 512}, 4);
   Sequence* skipped = Add(4);
   Sequence* other = Add(5);
@@ -252,6 +198,8 @@ TEST_F(SchedulerTest, SkippedSampleAppendsNothingAndTheSequenceWaitsForFinish) {
   scheduler_->Update(std::vector<int32_t>{Scheduler::kSkip, 9});
   EXPECT_EQ(skipped->num_tokens(), 4);
   EXPECT_EQ(skipped->num_computed, 4);
+  EXPECT_EQ(skipped->state, Sequence::State::kFinished);
+  EXPECT_TRUE(skipped->block_table.empty());
   EXPECT_EQ(other->num_tokens(), 6);
   const Batch& batch = Schedule();
   EXPECT_THAT(Plan(batch), ElementsAre(Pair(2, 1)));
@@ -286,6 +234,13 @@ TEST_F(SchedulerTest, SteadyStateAllocatesNothing) {
     scheduler_->Schedule();
     scheduler_->Update(sampled);
   }
+  scheduler_->Schedule();
+  scheduler_->Start();
+  for (int i = 0; i < 20; ++i) {
+    scheduler_->Schedule();
+    scheduler_->Start();
+    scheduler_->Update(sampled);
+  }
   EXPECT_EQ(NumAllocations(), before);
 }
 
@@ -316,6 +271,15 @@ TEST_F(SchedulerTest, IntegrityNamesWhatIsBroken) {
   Schedule();
   sequence->token_ids.back() = 99;
   EXPECT_THAT(text(), HasSubstr("token 0 of the step is not token 10"));
+  sequence->token_ids.back() = 7;
+  scheduler_->Start();
+  sequence->token_ids.back() = UnknownTokenId(1);
+  EXPECT_THAT(text(), HasSubstr("token 11 of sequence 1 is not that of step 0"));
+  sequence->token_ids.back() = UnknownTokenId(0);
+  sequence->num_unknown = 2;
+  EXPECT_THAT(text(), HasSubstr("token 10 of sequence 1 is not that of step 0"));
+  sequence->num_unknown = 0;
+  EXPECT_THAT(text(), HasSubstr("token 12 of sequence 1 is not that of step 0"));
 }
 
 using SchedulerDeathTest = SchedulerTest;
@@ -329,6 +293,13 @@ TEST_F(SchedulerDeathTest, MisuseIsOurBug) {
   EXPECT_DEATH(scheduler_->Schedule(), "CHECK failed");
   EXPECT_DEATH(scheduler_->Update({}), "CHECK failed");
   EXPECT_DEATH(scheduler_->Update(std::vector<int32_t>{1, 2}), "CHECK failed");
+  scheduler_->Start();
+  EXPECT_DEATH(scheduler_->Start(), "CHECK failed");
+  Schedule();
+  // Which of the two is meant?
+  EXPECT_DEATH(scheduler_->Update(std::vector<int32_t>{1}), "CHECK failed");
+  scheduler_->Start();
+  EXPECT_DEATH(scheduler_->Schedule(), "CHECK failed");
 }
 
 }  // namespace
