@@ -35,6 +35,8 @@ class CudaBackend : public Backend {
   absl::Status Read(const TensorView& host, const TensorView& device) override;
   absl::StatusOr<std::unique_ptr<Readback>> NewReadback(int64_t bytes) override;
   absl::Status RunStep(int64_t key, absl::FunctionRef<absl::Status()> ops) override;
+  void ForgetSteps() override { graphs_.Clear(); }
+  void* queue() const override { return stream_; }
   absl::StatusOr<std::unique_ptr<Weight>> PackWeight(const WeightSpec& spec) override;
 
   absl::Status Embed(const EmbedArgs& args) override;

@@ -239,7 +239,6 @@ absl::StatusOr<LoadedModel> LoadModel(const EngineOptions& options, const ModelC
   out.chat_format = chat_format ? std::move(chat_format) : std::make_unique<NoChatFormat>();
   out.end_ids = EndIds(config, *out.chat_format);
   out.communicator = std::move(communicator);
-  out.backend = std::move(backend);
   RankGroup group = {.communicator = out.communicator.get(), .maps = {}};
   if (out.in_group()) {
     ASSIGN_OR_RETURN(group.maps,

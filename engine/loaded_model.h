@@ -23,8 +23,8 @@ struct LoadedModel {
   ModelConfig config;
   std::unique_ptr<Tokenizer> tokenizer;
   std::unique_ptr<ChatFormat> chat_format;
-  std::unique_ptr<Communicator> communicator;  // null without a group
   std::unique_ptr<Backend> backend;
+  std::unique_ptr<Communicator> communicator;  // null without a group; may queue among the ops
   std::unique_ptr<ModelRunner> runner;  // uses `backend` and `communicator`
   EngineOptions options;                // resolved
   std::vector<int32_t> end_ids;         // of the model's files and its chat template, rising

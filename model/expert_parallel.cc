@@ -160,10 +160,12 @@ absl::StatusOr<ExpertParallel::Received> ExpertParallel::Send(const ExchangePlan
 }
 
 absl::Status ExpertParallel::ExchangeCounts() {
-  const std::vector<int64_t> one(num_ranks(), 1);
+  const std::vector<int64_t> one(static_cast<size_t>(num_ranks()), 1);
   const TensorView all = work_.counts.view;
   RETURN_IF_ERROR(
       Exchange("counts", all.Slice(0, num_ranks()), one, all.Slice(num_ranks(), num_ranks()), one));
+  // Read alone would wait without end for a rank that is gone.
+  RETURN_IF_ERROR(group_.communicator->Wait());
   RETURN_IF_ERROR(
       backend_->Read(TensorView(host_counts_.data(), DType::kI32, {2 * num_ranks(), 2}), all));
   for (int64_t r = 0; r < num_ranks(); ++r) {

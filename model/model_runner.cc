@@ -166,7 +166,11 @@ absl::Status ModelRunner::Run(const StepInput& input) {
   const int64_t num_rows = Padded(last_num_tokens_, options_.max_tokens);
   if (experts_ != nullptr) RETURN_IF_ERROR(experts_->BeginStep(num_rows));
   ASSIGN_OR_RETURN(const Step step, WriteStep(input, num_rows));
-  // Where sizes depend on the choices there is nothing to record.
+  return RunLayers(step);
+}
+
+absl::Status ModelRunner::RunLayers(const Step& step) {
+  // What ranks exchange may have sizes that depend on the choices.
   if (experts_ != nullptr && !experts_->masked()) return Layers(step);
   return backend_->RunStep(step.num_tokens, [&] { return Layers(step); });
 }
@@ -188,8 +192,9 @@ absl::Status ModelRunner::WarmUp() {
   // Once for the memory, once for the recording.
   for (int pass = 0; pass < 2; ++pass) {
     for (int64_t t = options_.max_tokens; t > 0; t = PaddedBelow(t)) {
+      if (experts_ != nullptr) RETURN_IF_ERROR(experts_->BeginStep(t));
       ASSIGN_OR_RETURN(const Step step, WriteStep({.cu_seqlens_q = no_queries}, t));
-      RETURN_IF_ERROR(backend_->RunStep(t, [&] { return Layers(step); }));
+      RETURN_IF_ERROR(RunLayers(step));
     }
     for (int64_t n = options_.max_logits_rows; n > 0 && samples(); n = PaddedBelow(n)) {
       std::fill_n(host_rows_.begin(), n, 0);

@@ -33,9 +33,11 @@ class ModelRunner {
                                                              ModelWeights weights, Backend* backend,
                                                              const ModelRunnerOptions& options,
                                                              RankGroup group = {});
+  ~ModelRunner() { backend_->ForgetSteps(); }
 
   // On a backend that records steps: runs one of each size that can occur, without tokens, so that
-  // all memory is taken and all steps are recorded before the first request. Nothing elsewhere.
+  // all memory is taken and all steps are recorded before the first request. Nothing elsewhere. In a
+  // group all ranks call it at the same time.
   absl::Status WarmUp();
 
   // Computes the step: the cache holds its keys afterwards, and Logits may be asked for its rows. In
@@ -89,6 +91,8 @@ class ModelRunner {
   int64_t Padded(int64_t num_rows, int64_t max_rows) const;
   // The arrays of the step, padded to `num_tokens`.
   absl::StatusOr<Step> WriteStep(const StepInput& input, int64_t num_tokens);
+  // Records or replays the layers, or runs them where there is nothing to record.
+  absl::Status RunLayers(const Step& step);
   absl::Status Layers(const Step& step);
   absl::StatusOr<int64_t> WriteRows(std::span<const int32_t> rows);
   absl::Status ComputeLogits(int64_t num_rows);

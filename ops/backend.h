@@ -84,6 +84,11 @@ class Backend {
   // Runs `ops`, which calls ops of this backend alone. Calls with the same key must mean the same
   // ops on the same tensors: a backend may record the first and replay it instead of the others.
   virtual absl::Status RunStep(int64_t key, absl::FunctionRef<absl::Status()> ops) { return ops(); }
+  // Drops what RunStep has recorded: before anything goes that the ops have named.
+  virtual void ForgetSteps() {}
+  // Where ops are queued, for who exchanges with other ranks among them: a cudaStream_t; null where
+  // an op is done when its call returns.
+  virtual void* queue() const { return nullptr; }
 
   // INVALID_ARGUMENT for shapes that do not fit together or a NaN among f8 values.
   virtual absl::StatusOr<std::unique_ptr<Weight>> PackWeight(const WeightSpec& spec) = 0;

@@ -16,8 +16,8 @@ namespace jevons {
 #ifdef JEVONS_TEST_CUDA
 inline constexpr bool kTestsCuda = true;
 inline bool HasTestBackend() { return NumCudaDevices() > 0; }
-inline std::unique_ptr<Backend> MakeTestBackend() {
-  auto backend = CreateCudaBackend({});
+inline std::unique_ptr<Backend> MakeTestBackend(int32_t device = 0) {
+  auto backend = CreateCudaBackend({.device = device});
   EXPECT_TRUE(backend.ok()) << backend.status();
   return *std::move(backend);
 }
@@ -25,7 +25,7 @@ inline std::unique_ptr<Backend> MakeTestBackend() {
   if (!::jevons::HasTestBackend()) GTEST_SKIP() << "needs a CUDA device"
 #else
 inline constexpr bool kTestsCuda = false;
-inline std::unique_ptr<Backend> MakeTestBackend() {
+inline std::unique_ptr<Backend> MakeTestBackend(int32_t /*device*/ = 0) {
   const auto target = ParseCpuTarget(TestCpuTarget());
   EXPECT_TRUE(target.ok()) << target.status();
   auto backend = CreateCpuBackend({.num_threads = 2, .target = *target});
