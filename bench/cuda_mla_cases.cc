@@ -27,21 +27,23 @@ constexpr Shape kDecode[] = {{1, 1024, 1, 14.7, 17.6},   {32, 1024, 1, 28.6, 50.
 constexpr Shape kPrefill[] = {
     {1, 512, 512}, {1, 4096, 4096, 0, 1263}, {1, 8192, 8192}, {1, 16384, 512}};
 
-absl::Status RunShape(CudaBench& bench, const std::string& name, int64_t heads,
+// `type`: bf16, or u8 for FP8 entries, whose bytes may be any.
+absl::Status RunShape(CudaBench& bench, const std::string& name, DType type, int64_t heads,
                       const Shape& shape) {
   ASSIGN_OR_RETURN(Backend * backend, bench.backend());
   CudaTensors t(*backend);
   const int64_t latent = bench.options().tiny ? 64 : 512;
-  const int64_t entry = latent + 64;
+  const int64_t width = latent + 64;
+  const int64_t entry =
+      type == DType::kU8 ? Fp8Entry{static_cast<int32_t>(latent), 64}.bytes() : width;
   const int64_t blocks_each = (shape.context + kBlock - 1) / kBlock;
   const int64_t blocks = shape.num_seqs * blocks_each;
   // Other caches from call to call, as from layer to layer.
-  const double cache_bytes = static_cast<double>(2 * blocks * kBlock * entry);
+  const double cache_bytes = static_cast<double>(DTypeBytes(type) * blocks * kBlock * entry);
   const int64_t layers =
       bench.options().tiny ? 2
                            : std::clamp<int64_t>(static_cast<int64_t>(256e6 / cache_bytes), 1, 64);
-  ASSIGN_OR_RETURN(const TensorView cache,
-                   t.Random(DType::kBF16, {layers * blocks, kBlock, entry}));
+  ASSIGN_OR_RETURN(const TensorView cache, t.Random(type, {layers * blocks, kBlock, entry}));
   std::vector<int32_t> table(blocks);
   std::iota(table.begin(), table.end(), 0);
   Random random(1);
@@ -51,7 +53,7 @@ absl::Status RunShape(CudaBench& bench, const std::string& name, int64_t heads,
   const std::vector<int32_t> lens(shape.num_seqs, static_cast<int32_t>(shape.context));
   const int64_t tokens = shape.num_seqs * shape.num_queries;
   MlaAttentionArgs args;
-  ASSIGN_OR_RETURN(args.q, t.Random(DType::kBF16, {tokens, heads, entry}));
+  ASSIGN_OR_RETURN(args.q, t.Random(DType::kBF16, {tokens, heads, width}));
   ASSIGN_OR_RETURN(const TensorView tables, t.Copy(DType::kI32, table));
   args.block_tables = TensorView(tables.data, DType::kI32, {shape.num_seqs, blocks_each});
   ASSIGN_OR_RETURN(args.cu_seqlens_q, t.Copy(DType::kI32, cu));
@@ -62,13 +64,14 @@ absl::Status RunShape(CudaBench& bench, const std::string& name, int64_t heads,
   row.name = absl::StrCat(name, "_", shape.num_seqs, "x", shape.context);
   if (shape.num_queries > 1) absl::StrAppend(&row.name, "_q", shape.num_queries);
   // A cache once, queries and results once; scores and weighted values in the absorbed form.
-  row.bytes = 2.0 * static_cast<double>(shape.num_seqs * shape.context * entry +
-                                        tokens * heads * (entry + latent));
+  row.bytes = static_cast<double>(DTypeBytes(type) * shape.num_seqs * shape.context * entry +
+                                  2 * tokens * heads * (width + latent));
   const int64_t n = shape.num_queries;
   const double pairs = static_cast<double>(n * shape.context - n * (n - 1) / 2);
   row.flops = 2 * static_cast<double>(shape.num_seqs) * pairs *
-              static_cast<double>(heads * (entry + latent));
-  row.peer_us = heads == 16 ? shape.peer_us_16 : heads == 128 ? shape.peer_us_128 : 0;
+              static_cast<double>(heads * (width + latent));
+  const double peer_us = heads == 16 ? shape.peer_us_16 : heads == 128 ? shape.peer_us_128 : 0;
+  row.peer_us = type == DType::kBF16 ? peer_us : 0;
   row.peer = n == 1 ? "TRT-LLM on an H100" : "TRT-LLM on an H100, other form";
   return bench.Measure(row, static_cast<int>(layers), args.out, [&](int i) {
     args.cache = cache.Slice(i * blocks, blocks);
@@ -76,13 +79,13 @@ absl::Status RunShape(CudaBench& bench, const std::string& name, int64_t heads,
   });
 }
 
-absl::Status RunAll(CudaBench& bench, const std::string& name, int64_t heads,
+absl::Status RunAll(CudaBench& bench, const std::string& name, DType type, int64_t heads,
                     std::vector<Shape> shapes) {
   if (bench.options().tiny) shapes = {{2, 130, shapes[0].num_queries > 1 ? 70 : 1}};
   for (const Shape& shape : shapes) {
     if (bench.TimeIsUp()) return absl::OkStatus();
     if (bench.options().quick && shape.num_seqs * shape.context > 300000) continue;
-    RETURN_IF_ERROR(RunShape(bench, name, bench.options().tiny ? 2 : heads, shape));
+    RETURN_IF_ERROR(RunShape(bench, name, type, bench.options().tiny ? 2 : heads, shape));
   }
   return absl::OkStatus();
 }
@@ -93,16 +96,16 @@ std::vector<CudaCase> MlaCases() {
   std::vector<CudaCase> out;
   for (const int64_t heads : {16, 128}) {
     const std::string model = heads == 16 ? "v2lite" : "v3";
-    const std::string decode = model + "/mla_decode";
-    out.push_back(
-        {decode, absl::StrCat(heads, " heads, sequences x tokens of context"), [=](CudaBench& b) {
-           return RunAll(b, decode, heads, {std::begin(kDecode), std::end(kDecode)});
-         }});
-    const std::string prefill = model + "/mla_prefill";
-    out.push_back({prefill, absl::StrCat(heads, " heads, whole prompts and the end of a long one"),
-                   [=](CudaBench& b) {
-                     return RunAll(b, prefill, heads, {std::begin(kPrefill), std::end(kPrefill)});
-                   }});
+    const auto add = [&](const std::string& name, DType type, std::vector<Shape> shapes,
+                         const std::string& what) {
+      out.push_back({name, absl::StrCat(heads, " heads, ", what),
+                     [=](CudaBench& b) { return RunAll(b, name, type, heads, shapes); }});
+    };
+    const std::vector<Shape> decode(std::begin(kDecode), std::end(kDecode));
+    add(model + "/mla_decode", DType::kBF16, decode, "sequences x tokens of context");
+    add(model + "/mla_decode_fp8", DType::kU8, decode, "the same over FP8 entries");
+    add(model + "/mla_prefill", DType::kBF16, {std::begin(kPrefill), std::end(kPrefill)},
+        "whole prompts and the end of a long one");
   }
   return out;
 }

@@ -61,7 +61,11 @@ class Attention {
   // Memory for any of the items.
   int64_t QueryFloats() const { return most_groups_ * kGroupHeads * width_; }
   int64_t TileFloats() const { return PartialFloats(most_groups_, r_); }
-  int64_t TileScoreFloats() const { return ScoreFloats(most_groups_, block_size_); }
+  // Scores and, behind them, the keys of a block that had to be decoded.
+  int64_t TileScoreFloats() const {
+    const int64_t decoded = args_.cache.dtype == DType::kU8 ? block_size_ * width_ : 0;
+    return ScoreFloats(most_groups_, block_size_) + decoded;
+  }
 
   const MlaAttentionArgs& args_;
   const int32_t* cu_;
@@ -119,8 +123,14 @@ void Attention::PackQueries(const Item& item, float* q) const {
 
 void Attention::Attend(const Item& item, const QueryTile& tile, int64_t chunk, float* scores,
                        float* partial) const {
-  const KeyRun keys = {args_.cache.ptr<float>(), args_.block_tables.row<int32_t>(item.seq),
-                       block_size_, width_, r_};
+  const bool fp8 = args_.cache.dtype == DType::kU8;
+  const KeyRun keys = {.cache = fp8 ? nullptr : args_.cache.ptr<float>(),
+                       .fp8_cache = fp8 ? args_.cache.ptr<uint8_t>() : nullptr,
+                       .decoded = fp8 ? scores + ScoreFloats(most_groups_, block_size_) : nullptr,
+                       .block_table = args_.block_tables.row<int32_t>(item.seq),
+                       .block_size = block_size_,
+                       .width = width_,
+                       .r = r_};
   AttendBlocks(tile, keys, chunk * kMlaChunkBlocks, (chunk + 1) * kMlaChunkBlocks, scores, partial);
 }
 

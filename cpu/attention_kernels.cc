@@ -1,7 +1,11 @@
 #include "cpu/attention_kernels.h"
 
 #include <algorithm>
+#include <cstring>
 #include <limits>
+
+#include "base/tensor_view.h"
+#include "ops/fp8_entry.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/attention_kernels.cc"
@@ -221,6 +225,50 @@ void SumBlock(const SumArgs* groups, int64_t num_groups, const int64_t* num_head
   for (; column < r; ++column) SumColumns<1>(one, groups, num_groups, num_heads, column);
 }
 
+// Calls fn(tag, c) for c over [0, n), whole vectors first, then single floats.
+template <typename Fn>
+HWY_INLINE void ForEachVector(int64_t n, const Fn& fn) {
+  const hn::ScalableTag<float> d;
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
+  int64_t c = 0;
+  for (; c + lanes <= n; c += lanes) fn(d, c);
+  for (; c < n; ++c) fn(hn::CappedTag<float, 1>(), c);
+}
+
+// As ReadFp8Entry.
+void ReadEntry(const uint8_t* entry, const Fp8Entry& layout, float* values) {
+  for (int32_t begin = 0; begin < layout.r; begin += kFp8Group) {
+    float scale = 0;
+    std::memcpy(&scale, entry + layout.scales() + begin / kFp8Group * 4, sizeof(scale));
+    ForEachVector(std::min(kFp8Group, layout.r - begin), [=](auto d, int64_t i) HWY_ATTR {
+      const hn::Rebind<uint8_t, decltype(d)> d8;
+      const hn::Rebind<uint32_t, decltype(d)> d32;
+      const auto bits = hn::PromoteTo(d32, hn::LoadU(d8, entry + begin + i));
+      const auto sign = hn::ShiftLeft<24>(hn::And(bits, hn::Set(d32, 0x80u)));
+      const auto magnitude = hn::ShiftLeft<20>(hn::And(bits, hn::Set(d32, 0x7Fu)));
+      const auto value = hn::Mul(hn::BitCast(d, hn::Or(sign, magnitude)), hn::Set(d, 0x1p120f));
+      hn::StoreU(hn::Mul(value, hn::Set(d, scale)), d, values + begin + i);
+    });
+  }
+  const uint8_t* keys = entry + layout.keys();
+  for (int32_t i = 0; i < layout.p; ++i) {
+    uint16_t key = 0;
+    std::memcpy(&key, keys + 2 * i, sizeof(key));
+    values[layout.r + i] = Bf16ToFloat(key);
+  }
+}
+
+// The first `num_tokens` rows of a block.
+const float* BlockRows(const KeyRun& keys, int64_t block, int64_t num_tokens) {
+  const int64_t first = keys.block_table[block] * keys.block_size;
+  if (keys.fp8_cache == nullptr) return keys.cache + first * keys.width;
+  const Fp8Entry layout = {static_cast<int32_t>(keys.r), static_cast<int32_t>(keys.width - keys.r)};
+  for (int64_t i = 0; i < num_tokens; ++i) {
+    ReadEntry(keys.fp8_cache + (first + i) * layout.bytes(), layout, keys.decoded + i * keys.width);
+  }
+  return keys.decoded;
+}
+
 // The three regions of a partial result.
 struct PartialView {
   PartialView(float* data, int64_t num_groups, int64_t r)
@@ -243,8 +291,8 @@ void AttendBlocks(const QueryTile& tile, const KeyRun& keys, int64_t block_begin
     if (start > last_position) return;
     int64_t first_group = 0;
     while (tile.position[first_group] < start) ++first_group;
-    const float* key = keys.cache + keys.block_table[block] * keys.block_size * keys.width;
     const int64_t most = std::min(keys.block_size, last_position + 1 - start);
+    const float* key = BlockRows(keys, block, most);
     ScoreBlock(tile, keys, key, first_group, most, scores);
     for (int64_t g = first_group; g < tile.num_groups; ++g) {
       const int64_t lane = g * kGroupHeads;
@@ -257,16 +305,6 @@ void AttendBlocks(const QueryTile& tile, const KeyRun& keys, int64_t block_begin
     SumBlock(groups + first_group, tile.num_groups - first_group,
              tile.num_heads.data() + first_group, keys.r);
   }
-}
-
-// Calls fn(tag, c) for c over [0, n), whole vectors first, then single floats.
-template <typename Fn>
-HWY_INLINE void ForEachVector(int64_t n, const Fn& fn) {
-  const hn::ScalableTag<float> d;
-  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
-  int64_t c = 0;
-  for (; c + lanes <= n; c += lanes) fn(d, c);
-  for (; c < n; ++c) fn(hn::CappedTag<float, 1>(), c);
 }
 
 void MergePartial(int64_t num_groups, int64_t r, int64_t row, const float* next, float* total) {

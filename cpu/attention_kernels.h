@@ -14,7 +14,9 @@ inline constexpr int64_t kTileGroups = 4;
 
 // A run of a sequence's cache. Rows of one block lie `width` floats apart.
 struct KeyRun {
-  const float* cache = nullptr;
+  const float* cache = nullptr;          // or
+  const uint8_t* fp8_cache = nullptr;    // Fp8Entry, which is read into `decoded` block by block
+  float* decoded = nullptr;              // [block_size, width]; null without fp8_cache
   const int32_t* block_table = nullptr;  // of the sequence
   int64_t block_size = 0;
   int64_t width = 0;  // r + p, the floats that a score takes in

@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "absl/functional/function_ref.h"
+#include "cpu/scratch.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/rows.cc"
@@ -247,12 +248,17 @@ void GatherRows(const GatherRowsArgs& args, ThreadPool& pool) {
 void MlaStoreKv(const MlaStoreKvArgs& args, ThreadPool& pool) {
   const int64_t width = args.kv.dim(1);
   const int64_t r = args.norm_weight.dim(0);
+  const Fp8Entry layout = {static_cast<int32_t>(r), static_cast<int32_t>(width - r)};
+  const bool fp8 = args.cache.dtype == DType::kU8;
   ParallelRows(pool, args.kv.dim(0), width, [&](int64_t t) {
+    thread_local Scratch scratch;
     const float* kv = args.kv.row<float>(t);
-    float* entry = args.cache.ptr<float>() + args.slot_mapping.ptr<int64_t>()[t] * width;
-    HWY_DYNAMIC_DISPATCH(NormRow)(kv, args.norm_weight.ptr<float>(), args.eps, r, entry);
+    const int64_t at = args.slot_mapping.ptr<int64_t>()[t] * args.cache.dim(2);
+    float* values = fp8 ? scratch.Get(width) : args.cache.ptr<float>() + at;
+    HWY_DYNAMIC_DISPATCH(NormRow)(kv, args.norm_weight.ptr<float>(), args.eps, r, values);
     HWY_DYNAMIC_DISPATCH(RotateRow)
-    (kv + r, args.cos_sin.row<float>(args.positions.ptr<int32_t>()[t]), width - r, entry + r);
+    (kv + r, args.cos_sin.row<float>(args.positions.ptr<int32_t>()[t]), width - r, values + r);
+    if (fp8) WriteFp8Entry(values, layout, args.cache.ptr<uint8_t>() + at);
   });
 }
 

@@ -29,6 +29,10 @@ int32_t Size(const TensorView& view, int i) { return static_cast<int32_t>(view.s
 
 const device::Bf16* Bf16Data(const TensorView& view) { return view.ptr<const device::Bf16>(); }
 
+MlaEntry EntryOf(const TensorView& cache) {
+  return cache.dtype == DType::kU8 ? MlaEntry::kFp8 : MlaEntry::kBf16;
+}
+
 // An error of a launch names the op and its sizes.
 absl::Status Launched(cudaError_t error, const char* op, const TensorView& out) {
   if (error == cudaSuccess) return absl::OkStatus();
@@ -233,8 +237,9 @@ absl::Status CudaBackend::MlaStoreKv(const MlaStoreKvArgs& args) {
                               .positions = args.positions.ptr<int32_t>(),
                               .cos_sin = args.cos_sin.ptr<float>(),
                               .slots = args.slot_mapping.ptr<int64_t>(),
-                              .cache = args.cache.ptr<device::Bf16>(),
+                              .cache = args.cache.data,
                               .eps = args.eps,
+                              .entry = EntryOf(args.cache),
                               .num_tokens = Size(args.kv, 0),
                               .latent = Size(args.norm_weight, 0),
                               .rope = Size(args.kv, 1) - Size(args.norm_weight, 0),
@@ -255,13 +260,14 @@ absl::Status CudaBackend::MlaAttention(const MlaAttentionArgs& args) {
   const int32_t num_slots = MlaNumSlots(facts_);
   RETURN_IF_ERROR(Reserve(attention_scratch_, MlaWorkspaceBytes(latent, num_slots)));
   const MlaAttentionParams p = {.q = Bf16Data(args.q),
-                                .cache = Bf16Data(args.cache),
+                                .cache = args.cache.data,
                                 .block_tables = args.block_tables.ptr<int32_t>(),
                                 .cu_seqlens_q = args.cu_seqlens_q.ptr<int32_t>(),
                                 .context_lens = args.context_lens.ptr<int32_t>(),
                                 .out = args.out.ptr<device::Bf16>(),
                                 .workspace = attention_scratch_->data(),
                                 .scale = args.scale,
+                                .entry = EntryOf(args.cache),
                                 .num_tokens = Size(args.q, 0),
                                 .num_seqs = Size(args.context_lens, 0),
                                 .num_heads = Size(args.q, 1),

@@ -8,6 +8,7 @@
 //   weights  warp w takes whole rows: adds the halves, running maximum, p = exp2(score - max)
 //            rounded to bf16, sum of the rounded p by lane
 //   values   warp w has 64 columns of the latent for all rows: acc = acc * alpha + p * tile
+// FP8 entries (mla_fp8.h) land in two buffers of their own and become the one bf16 tile first.
 // A split's acc is added to a total in registers; where a row tile is cut, it goes to the workspace
 // and the block that arrives last adds all up (mla_merge.h). So one launch does everything.
 //
@@ -27,13 +28,19 @@
 // 1,700 clocks of tensor cores but 3,400 of shared memory (keys in 580, queries 1,150, keys 580,
 // scores 260, weights 290, values 510): at most 300 TF of the 600 that mma.sync has, 64 x 1k 61 us.
 // More needs operands that tensor cores read from shared memory themselves (wgmma), 64 rows a tile.
+// FP8: a tile is 42 KB, 1.8 us when all SMs draw; with what makes bf16 of it 2,600 clocks of shared
+// memory, 1.5 us, so memory decides only while all SMs draw: see docs/kernels/mla.md.
 //
 // Barriers, per tile: 1 the tile has landed; 2 the scores are there; 3 weights and alpha are there;
 // 4 all have read the tile, and its buffer is filled again. One more where broken keys were zeroed,
-// and one when the queries have landed.
+// and one when the queries have landed. FP8: another after 1, the bf16 tile is there and the buffer
+// of its entries is filled again; and no 4, for the next 1 also says that all have read the tile.
 #include "cuda/mla.h"
 
+#include <algorithm>
+
 #include "cuda/device/launch.h"
+#include "cuda/mla_fp8.h"
 #include "cuda/mla_tile.h"
 
 namespace jevons::cuda {
@@ -75,12 +82,8 @@ class RowTile {
   }
   __device__ __forceinline__ void WalkKeys() {
     LoadQueries(args_, item_, kGroups * kMlaGroupRows, s_);
-    LoadKeys<T>(args_, item_, item_.first_key, s_.keys[0]);
-    device::CpAsyncCommit();
-    if (item_.first_key + T::kKeys < item_.end_key) {
-      LoadKeys<T>(args_, item_, item_.first_key + T::kKeys, s_.keys[1]);
-    }
-    device::CpAsyncCommit();
+    Fetch(item_.first_key, 0);
+    Fetch(item_.first_key + T::kKeys, 1);
     device::CpAsyncWait<1>();
     device::SyncThreads();
     Queries<T, kGroups> queries;
@@ -92,26 +95,44 @@ class RowTile {
     for (int key = item_.first_key; key < item_.end_key; key += T::kKeys) {
       const int split_end = min(item_.end_key, MlaSplitBegin(split + 1));
       const bool ends_split = key + T::kKeys >= split_end;
-      StepTile(key, s_.keys[stage], ends_split, queries, rows);
+      StepTile(key, stage, ends_split, queries, rows);
       if (ends_split) {
         if (device::WarpIdx() < T::kValueWarps) EndSplit(split);
         ++split;
       }
-      device::SyncThreads();
-      if (key + 2 * T::kKeys < item_.end_key) {
-        LoadKeys<T>(args_, item_, key + 2 * T::kKeys, s_.keys[stage]);
+      if constexpr (!T::kFp8) {
+        device::SyncThreads();
+        Fetch(key + 2 * T::kKeys, stage);
       }
-      device::CpAsyncCommit();
       stage ^= 1;
     }
   }
 
-  // One tile of keys, up to the barrier after which its buffer is free.
-  __device__ __forceinline__ void StepTile(int key, Bf16* keys, bool ends_split,
+  // Starts the copy of a tile to a buffer that nobody reads any more: a group of copies, an empty
+  // one where there are no such keys.
+  __device__ __forceinline__ void Fetch(int key, int stage) {
+    if (key < item_.end_key) {
+      if constexpr (T::kFp8) {
+        LoadEntries<T>(args_, item_, key, s_.raw[stage]);
+      } else {
+        LoadKeys<T>(args_, item_, key, s_.keys[stage]);
+      }
+    }
+    device::CpAsyncCommit();
+  }
+
+  // One tile of keys, up to the barrier after which it may be written over.
+  __device__ __forceinline__ void StepTile(int key, int stage, bool ends_split,
                                            const Queries<T, kGroups>& queries,
                                            WarpRows<kGroups>& rows) {
     device::CpAsyncWait<1>();
     device::SyncThreads();
+    Bf16* const keys = s_.keys[T::kFp8 ? 0 : stage];
+    if constexpr (T::kFp8) {
+      ConvertEntries<T>(args_, s_.raw[stage], keys);
+      device::SyncThreads();
+      Fetch(key + 2 * T::kKeys, stage);
+    }
     ComputeScores(s_, queries, keys);
     device::SyncThreads();
     const bool broken_keys = s_.num_not_finite != 0;
@@ -243,9 +264,27 @@ __global__ void __launch_bounds__(kMlaThreads, 1)
   }
 }
 
-using Small = Traits<kSmallLatent, 64>;
-using Large = Traits<kLargeLatent, 64>;
-using LargeFewKeys = Traits<kLargeLatent, 32>;
+// The kernels for one kind of entry.
+template <MlaEntry kEntry>
+struct Kernels {
+  using Small = Traits<kSmallLatent, 64, kEntry>;
+  using Large = Traits<kLargeLatent, 64, kEntry>;
+  using LargeFewKeys = Traits<kLargeLatent, 32, kEntry>;
+  using Pointer = void (*)(AttentionParams);
+
+  static int32_t SmemBytes(int32_t latent, int32_t keys) {
+    return latent == kSmallLatent ? sizeof(Shared<Small>)
+           : keys == 64           ? sizeof(Shared<Large>)
+                                  : sizeof(Shared<LargeFewKeys>);
+  }
+  static Pointer Find(const MlaPlan& plan) {
+    return plan.latent == kSmallLatent ? &MlaAttentionKernel<Small>
+           : plan.keys == 64           ? &MlaAttentionKernel<Large>
+                                       : &MlaAttentionKernel<LargeFewKeys>;
+  }
+};
+using Bf16Kernels = Kernels<MlaEntry::kBf16>;
+using Fp8Kernels = Kernels<MlaEntry::kFp8>;
 
 // The largest power of two up to 16 that divides the address and the byte distances.
 int CopyUnit(const void* first, int64_t stride, int64_t other_stride, int64_t width) {
@@ -286,15 +325,19 @@ MlaPlan ChooseMlaAttention(const MlaAttentionParams& p, const DeviceFacts& devic
   MlaPlan plan;
   const int32_t width = p.latent + p.rope;
   plan.latent = PaddedLatent(p.latent);
-  plan.keys = 64;
-  plan.smem_bytes = plan.latent == kSmallLatent ? sizeof(Shared<Small>) : sizeof(Shared<Large>);
-  if (plan.smem_bytes > device.max_smem_bytes) {
-    plan.keys = 32;
-    plan.smem_bytes = sizeof(Shared<LargeFewKeys>);
-  }
+  const bool fp8 = p.entry == MlaEntry::kFp8;
+  const auto smem_bytes = fp8 ? &Fp8Kernels::SmemBytes : &Bf16Kernels::SmemBytes;
+  plan.keys = smem_bytes(plan.latent, 64) <= device.max_smem_bytes ? 64 : 32;
+  plan.smem_bytes = smem_bytes(plan.latent, plan.keys);
   plan.grid = p.num_tokens > 0 && p.num_seqs > 0 ? device.num_sms : 0;
   plan.q_unit = CopyUnit(p.q, p.q_stride, p.q_head_stride, width);
-  plan.cache_unit = CopyUnit(p.cache, width, width, width);
+  plan.cache_unit = fp8 ? 16 : CopyUnit(p.cache, width, width, width);
+  // Keys of FP8 entries have columns of their own, to which those of q are moved.
+  if (fp8) plan.q_unit = std::min(plan.q_unit, CopyUnit(nullptr, p.latent, p.latent, p.latent));
+  const Fp8Entry entry = {p.latent, p.rope};
+  plan.entry_bytes = entry.bytes();
+  plan.entry_scales = entry.scales();
+  plan.entry_keys = entry.keys();
   plan.out_pairs =
       CopyUnit(p.out, p.out_stride, p.out_head_stride, p.latent) >= 4 && p.latent % 2 == 0;
   return plan;
@@ -304,9 +347,8 @@ cudaError_t LaunchMlaAttention(const MlaAttentionParams& params, const DeviceFac
                                cudaStream_t stream) {
   if (params.latent > kLargeLatent || params.rope > kRopePadded) return cudaErrorInvalidValue;
   const MlaPlan plan = ChooseMlaAttention(params, device);
-  const auto kernel = plan.latent == kSmallLatent ? &MlaAttentionKernel<Small>
-                      : plan.keys == 64           ? &MlaAttentionKernel<Large>
-                                                  : &MlaAttentionKernel<LargeFewKeys>;
+  const auto kernel =
+      params.entry == MlaEntry::kFp8 ? Fp8Kernels::Find(plan) : Bf16Kernels::Find(plan);
   LaunchShape shape;
   shape.grid = dim3(static_cast<unsigned>(plan.grid));
   shape.block = kMlaThreads;

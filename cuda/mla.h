@@ -1,5 +1,5 @@
-// Latent attention over the paged bf16 cache. The mathematics are those of ops/mla.h; here stands
-// what the CUDA version adds. Strides are in elements, index arrays lie in device memory.
+// Latent attention over the paged cache. The mathematics are those of ops/mla.h; here stands what
+// the CUDA version adds. Strides are in elements, index arrays lie in device memory.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -11,13 +11,16 @@
 
 namespace jevons::cuda {
 
+// What an entry of the cache is.
+enum class MlaEntry : int32_t { kBf16, kFp8 };
+
 // What    out[t, h] = sum_u softmax_u(scale * q[t, h] . cache[u]) * cache[u][:latent],
 //         u = 0 .. position of t
-// Shapes  q bf16 [num_tokens, num_heads, latent + rope]; cache bf16 [num_blocks, block_size,
-//         latent + rope], no gaps; block_tables i32 [num_seqs, max_blocks]; cu_seqlens_q i32
-//         [num_seqs + 1]; context_lens i32 [num_seqs]; out bf16 [num_tokens, num_heads, latent].
-//         latent <= 512, rope <= 64, scale > 0. Row i of sequence s has position
-//         context_lens[s] - (cu_seqlens_q[s + 1] - cu_seqlens_q[s]) + i
+// Shapes  q bf16 [num_tokens, num_heads, latent + rope]; cache [num_blocks, block_size] entries, no
+//         gaps: latent + rope bf16 or Fp8Entry{latent, rope}; block_tables i32 [num_seqs,
+//         max_blocks]; cu_seqlens_q i32 [num_seqs + 1]; context_lens i32 [num_seqs]; out bf16
+//         [num_tokens, num_heads, latent]. latent <= 512, rope <= 64, scale > 0. Row i of sequence
+//         s has position context_lens[s] - (cu_seqlens_q[s + 1] - cu_seqlens_q[s]) + i
 // Edge    a sequence without queries, or whose queries are not rows of q, is skipped; a context
 //         shorter than the queries or longer than the block table gives NaN in its rows; so does
 //         a block id outside [0, num_blocks) or a latent that is not finite, in the rows that see
@@ -25,19 +28,22 @@ namespace jevons::cuda {
 // Order   splits of the keys at fixed positions (mla_walker.h), each split in tiles of 64 keys with
 //         a running maximum, splits added in ascending order: a row has the same bits alone, in any
 //         batch, however the prompt was chunked, and whatever the grid
+//         An FP8 entry goes on as the bf16 that it reads as: with latent = 64 or 512 the bits are
+//         those of a bf16 cache with these values
 // Error   scores and sums f32, weights rounded to bf16 before both the sum of the weights and the
 //         weighted sum: a few bf16 steps of the largest |latent|
 // The workspace must be zero before its first use; each launch leaves its counters zero. Launches
 // that may run at the same time need their own.
 struct MlaAttentionParams {
   const device::Bf16* q = nullptr;
-  const device::Bf16* cache = nullptr;
+  const void* cache = nullptr;  // FP8: aligned to 16 bytes
   const int32_t* block_tables = nullptr;
   const int32_t* cu_seqlens_q = nullptr;
   const int32_t* context_lens = nullptr;
   device::Bf16* out = nullptr;
   void* workspace = nullptr;  // MlaWorkspaceBytes, 256-byte aligned
   float scale = 0;
+  MlaEntry entry = MlaEntry::kBf16;
   int32_t num_tokens = 0;
   int32_t num_seqs = 0;
   int32_t num_heads = 0;
@@ -60,8 +66,12 @@ struct MlaPlan {
   int32_t grid = 0;
   int32_t smem_bytes = 0;
   int32_t q_unit = 0;      // bytes that a copy of q may move at once: 16, 4 or 2
-  int32_t cache_unit = 0;  // the same for the cache
+  int32_t cache_unit = 0;  // the same for the cache; FP8: 16
   bool out_pairs = false;  // out may be written two elements at a time
+  // Of an FP8 entry.
+  int32_t entry_bytes = 0;
+  int32_t entry_scales = 0;
+  int32_t entry_keys = 0;
 };
 
 // Places for 16 rows of partial results with which no sequence goes uncut that should be cut.

@@ -3,7 +3,8 @@
 //
 // One warp does one token: lane l has the vectors of eight elements l, l + 32, ... of the latent
 // and the pairs l, l + 32, ... of the key, so the order of the sum does not depend on the batch. It
-// reads its vectors twice, the second time from L1. 256 tokens of 512 + 64 move 256 * 2 * 1,152 B =
+// reads its vectors twice, the second time from L1. The 16 vectors of an FP8 group lie on one half
+// of the warp. 256 tokens of 512 + 64 move 256 * 2 * 1,152 B =
 // 0.6 MB: latency decides, that of slot and position and then of the table's row.
 #include "cuda/mla_store.h"
 
@@ -13,6 +14,7 @@
 #include "cuda/device/numeric.h"
 #include "cuda/device/warp.h"
 #include "cuda/row_vector.h"
+#include "ops/fp8_entry.h"
 
 namespace jevons::cuda {
 namespace {
@@ -27,8 +29,8 @@ struct StoreParams {
   MlaStorePlan plan;
 };
 
-__device__ __forceinline__ void StoreLatent(const StoreParams& args, const Bf16* kv, Bf16* entry,
-                                            bool known) {
+// What the latents are multiplied with.
+__device__ __forceinline__ float NormFactor(const StoreParams& args, const Bf16* kv, bool known) {
   const MlaStoreKvParams& p = args.p;
   const int num_vectors = NumVectors(p.latent);
   float v[kRowVector];
@@ -41,19 +43,65 @@ __device__ __forceinline__ void StoreLatent(const StoreParams& args, const Bf16*
 #pragma unroll
   for (int distance = 16; distance > 0; distance /= 2) sum += device::ShflXor(sum, distance);
   const float mean = sum / static_cast<float>(p.latent);
-  const float factor = known ? 1.0f / sqrtf(mean + p.eps) : device::FloatFromBits(0x7FC00000u);
-  for (int vector = device::LaneIdx(); vector < num_vectors; vector += 32) {
-    float w[kRowVector];
-    LoadVector(kv, vector, p.latent, args.plan.whole, v);
-    LoadVector(p.norm_weight, vector, p.latent, args.plan.whole, w);
+  return known ? 1.0f / sqrtf(mean + p.eps) : device::FloatFromBits(0x7FC00000u);
+}
+
+// Eight latents; 0 past the last.
+__device__ __forceinline__ void NormVector(const StoreParams& args, const Bf16* kv, float factor,
+                                           int vector, float (&v)[kRowVector]) {
+  const MlaStoreKvParams& p = args.p;
+  float w[kRowVector];
+  LoadVector(kv, vector, p.latent, args.plan.whole, v);
+  LoadVector(p.norm_weight, vector, p.latent, args.plan.whole, w);
 #pragma unroll
-    for (int i = 0; i < kRowVector; ++i) v[i] = v[i] * factor * w[i];
-    StoreVector(v, vector, p.latent, args.plan.whole, entry);
+  for (int i = 0; i < kRowVector; ++i) v[i] = v[i] * factor * w[i];
+}
+
+__device__ __forceinline__ void StoreLatent(const StoreParams& args, const Bf16* kv, float factor,
+                                            Bf16* entry) {
+  const int num_vectors = NumVectors(args.p.latent);
+  for (int vector = device::LaneIdx(); vector < num_vectors; vector += 32) {
+    float v[kRowVector];
+    NormVector(args, kv, factor, vector, v);
+    StoreVector(v, vector, args.p.latent, args.plan.whole, entry);
   }
 }
 
+// All lanes take part in each round, for the largest of a group comes from half of them.
+__device__ __forceinline__ void StoreFp8Latent(const StoreParams& args, const Bf16* kv,
+                                               float factor, uint8_t* entry) {
+  const Fp8Entry layout = {args.p.latent, args.p.rope};
+  const int num_vectors = NumVectors(args.p.latent);
+  float* scales = reinterpret_cast<float*>(entry + layout.scales());
+  for (int first = 0; first < layout.scales() / kRowVector; first += 32) {
+    const int vector = first + device::LaneIdx();
+    float v[kRowVector] = {};
+    if (vector < num_vectors) NormVector(args, kv, factor, vector, v);
+    uint32_t largest = 0;
+#pragma unroll
+    for (int i = 0; i < kRowVector; ++i) largest = max(largest, Fp8Magnitude(v[i]));
+#pragma unroll
+    for (int distance = 8; distance > 0; distance /= 2) {
+      largest = max(largest, device::ShflXor(largest, distance));
+    }
+    const float scale = Fp8Scale(largest);
+    uint32_t bits[2] = {};
+#pragma unroll
+    for (int i = 0; i < kRowVector; ++i) {
+      bits[i / 4] |= static_cast<uint32_t>(ToFp8(v[i], scale)) << (i % 4 * 8);
+    }
+    if (vector * kRowVector < layout.scales()) {
+      *reinterpret_cast<uint2*>(entry + vector * kRowVector) = make_uint2(bits[0], bits[1]);
+    }
+    const int group = vector * kRowVector / kFp8Group;
+    if (device::LaneIdx() % 16 == 0 && group < layout.num_groups()) scales[group] = scale;
+  }
+  const int num_scales = (layout.keys() - layout.scales()) / 4;
+  for (int i = layout.num_groups() + device::LaneIdx(); i < num_scales; i += 32) scales[i] = 0;
+}
+
 // A position that is not known reads no table and gives NaN.
-__device__ __forceinline__ void StoreKey(const MlaStoreKvParams& p, const Bf16* kv, Bf16* entry,
+__device__ __forceinline__ void StoreKey(const MlaStoreKvParams& p, const Bf16* kv, Bf16* key,
                                          int32_t position, bool known) {
   const float* row = p.cos_sin + (known ? static_cast<int64_t>(position) * p.rope : 0);
   for (int i = device::LaneIdx(); i < p.rope / 2; i += 32) {
@@ -61,8 +109,8 @@ __device__ __forceinline__ void StoreKey(const MlaStoreKvParams& p, const Bf16* 
     const float s = known ? row[p.rope / 2 + i] : c;
     const float a = device::ToFloat(kv[2 * i]);
     const float b = device::ToFloat(kv[2 * i + 1]);
-    entry[2 * i] = device::ToBf16(device::Fma(a, c, -(b * s)));
-    entry[2 * i + 1] = device::ToBf16(device::Fma(a, s, b * c));
+    key[2 * i] = device::ToBf16(device::Fma(a, c, -(b * s)));
+    key[2 * i + 1] = device::ToBf16(device::Fma(a, s, b * c));
   }
 }
 
@@ -77,9 +125,20 @@ __global__ void __launch_bounds__(kStoreThreads)
   const int32_t position = p.positions[token];
   const bool known = position >= 0 && position < p.max_positions;
   const Bf16* kv = p.kv + token * p.kv_stride;
-  Bf16* entry = p.cache + slot * (p.latent + p.rope);
-  StoreLatent(args, kv, entry, known);
-  StoreKey(p, kv + p.latent, entry + p.latent, position, known);
+  const float factor = NormFactor(args, kv, known);
+  if (p.entry == MlaEntry::kBf16) {
+    Bf16* entry = static_cast<Bf16*>(p.cache) + slot * (p.latent + p.rope);
+    StoreLatent(args, kv, factor, entry);
+    StoreKey(p, kv + p.latent, entry + p.latent, position, known);
+    return;
+  }
+  const Fp8Entry layout = {p.latent, p.rope};
+  uint8_t* entry = static_cast<uint8_t*>(p.cache) + slot * layout.bytes();
+  StoreFp8Latent(args, kv, factor, entry);
+  Bf16* keys = reinterpret_cast<Bf16*>(entry + layout.keys());
+  StoreKey(p, kv + p.latent, keys, position, known);
+  const int num_keys = (layout.bytes() - layout.keys()) / 2;
+  for (int i = p.rope + device::LaneIdx(); i < num_keys; i += 32) keys[i] = Bf16{0};
 }
 
 }  // namespace
@@ -87,9 +146,10 @@ __global__ void __launch_bounds__(kStoreThreads)
 MlaStorePlan ChooseMlaStoreKv(const MlaStoreKvParams& p) {
   MlaStorePlan plan;
   plan.grid = (p.num_tokens + kTokensPerBlock - 1) / kTokensPerBlock;
-  plan.whole = RowsAllowVectors(p.kv, p.kv_stride, p.latent) &&
-               RowsAllowVectors(p.norm_weight, 0, p.latent) &&
-               RowsAllowVectors(p.cache, p.latent + p.rope, p.latent);
+  plan.whole =
+      RowsAllowVectors(p.kv, p.kv_stride, p.latent) &&
+      RowsAllowVectors(p.norm_weight, 0, p.latent) &&
+      (p.entry == MlaEntry::kFp8 || RowsAllowVectors(p.cache, p.latent + p.rope, p.latent));
   return plan;
 }
 

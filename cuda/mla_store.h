@@ -7,6 +7,7 @@
 
 #include "cuda/device/bf16.h"
 #include "cuda/device_facts.h"
+#include "cuda/mla.h"
 
 namespace jevons::cuda {
 
@@ -14,10 +15,11 @@ namespace jevons::cuda {
 //         to the cache at its slot
 // Shapes  kv bf16 [num_tokens, latent + rope]; norm_weight f32 [latent]; positions i32
 //         [num_tokens]; cos_sin f32 [max_positions, rope]: cosines, then sines, of the pairs
-//         (x[2i], x[2i + 1]); slots i64 [num_tokens] = block * block_size + offset; cache bf16
-//         [num_slots, latent + rope], no gaps
+//         (x[2i], x[2i + 1]); slots i64 [num_tokens] = block * block_size + offset; cache
+//         [num_slots] entries of latent + rope bf16 or Fp8Entry{latent, rope}, no gaps
 // Edge    a slot outside [0, num_slots), as -1 of a padded row, stores nothing; a position outside
-//         [0, max_positions) stores NaN; nothing else in the cache is touched
+//         [0, max_positions) stores NaN; nothing else in the cache is touched. An FP8 entry is made
+//         of the f32 latents, without a detour over bf16
 // Order   the sum of squares has an order that latent alone decides
 struct MlaStoreKvParams {
   const device::Bf16* kv = nullptr;
@@ -25,8 +27,9 @@ struct MlaStoreKvParams {
   const int32_t* positions = nullptr;
   const float* cos_sin = nullptr;
   const int64_t* slots = nullptr;
-  device::Bf16* cache = nullptr;
+  void* cache = nullptr;  // FP8: aligned to 16 bytes
   float eps = 0;
+  MlaEntry entry = MlaEntry::kBf16;
   int32_t num_tokens = 0;
   int32_t latent = 0;
   int32_t rope = 0;

@@ -9,6 +9,7 @@
 #include "cuda/device/mma.h"
 #include "cuda/mla_merge.h"
 #include "cuda/mla_walker.h"
+#include "ops/fp8_entry.h"
 
 namespace jevons::cuda::mla {
 
@@ -28,10 +29,14 @@ struct AttentionParams {
   MlaWorkspace workspace;
 };
 
-template <int kLatentPadded, int kKeysPerTile>
+template <int kLatentPadded, int kKeysPerTile, MlaEntry kEntryType>
 struct Traits {
   static constexpr int kLatent = kLatentPadded;
   static constexpr int kKeys = kKeysPerTile;
+  static constexpr bool kFp8 = kEntryType == MlaEntry::kFp8;
+  // FP8 entries land as they are, in two buffers, and one tile of bf16 is made of them.
+  static constexpr int kTiles = kFp8 ? 1 : 2;
+  static constexpr int kRawBytes = kFp8 ? Fp8Entry{kLatent, kRopePadded}.bytes() : 0;
   static constexpr int kWidth = kLatent + kRopePadded;
   static constexpr int kChunks = kWidth / 8;                  // of 16 bytes
   static constexpr int kKeyTiles = kKeys / 8 / kKeyQuarters;  // of 8 keys, of one warp
@@ -44,10 +49,18 @@ struct Traits {
   static_assert(kColumnTiles % 2 == 0 && kValueWarps <= kNumWarps);
 };
 
+// FP8 entries as they came from the cache; nothing where there are none.
+template <int kBytes>
+struct RawEntries {
+  alignas(128) uint8_t raw[2][kBytes];
+};
+template <>
+struct RawEntries<0> {};
+
 template <typename T>
-struct alignas(128) Shared {
-  Bf16 q[kMlaMostRows * T::kWidth];
-  Bf16 keys[2][T::kKeys * T::kWidth];
+struct alignas(128) Shared : RawEntries<T::kKeys * T::kRawBytes> {
+  alignas(128) Bf16 q[kMlaMostRows * T::kWidth];
+  Bf16 keys[T::kTiles][T::kKeys * T::kWidth];
   uint32_t weights[kMlaMostRows * 32];  // pairs, rows of 128 bytes
   // The row's padding lets a quarter warp's rows fall on different banks.
   float scores[2][kMlaMostRows][T::kKeys + 8];
@@ -116,6 +129,24 @@ __device__ __forceinline__ void CopyRow(Bf16* tile, int row, int lane, const Bf1
   }
 }
 
+// A row of q in the columns that entries have: the key's are behind the last latent, or, of FP8
+// entries, behind the last that there is room for.
+template <typename T>
+__device__ __forceinline__ void CopyQuery(Bf16* tile, int row, int lane, const Bf16* from,
+                                          int latent, int rope, int unit) {
+  if (!T::kFp8 || latent == T::kLatent) {
+    return CopyRow<T>(tile, row, lane, from, latent + rope, unit);
+  }
+  Bf16* to = tile + Swizzled<T>(row, lane);
+  const int first = lane * 8;
+#pragma unroll 1
+  for (int i = 0; i < T::kLatent / kSwizzled; ++i) {
+    CopyChunk(to + i * kSwizzled, from + first + i * kSwizzled, latent - first - i * kSwizzled,
+              unit);
+  }
+  CopyChunk(to + T::kLatent, from + latent + first, rope - first, unit);
+}
+
 template <typename T>
 __device__ __forceinline__ void LoadQueries(const AttentionParams& args, const MlaItem& item,
                                             int num_rows_padded, Shared<T>& s) {
@@ -129,8 +160,8 @@ __device__ __forceinline__ void LoadQueries(const AttentionParams& args, const M
       from += (item.first_token + flat / p.num_heads) * p.q_stride +
               flat % p.num_heads * p.q_head_stride;
     }
-    CopyRow<T>(s.q, row, thread % kLanesPerRow, from, real ? p.latent + p.rope : 0,
-               args.plan.q_unit);
+    CopyQuery<T>(s.q, row, thread % kLanesPerRow, from, real ? p.latent : 0, real ? p.rope : 0,
+                 args.plan.q_unit);
     if (thread % kLanesPerRow == 0) {
       s.position[row] = real ? item.first_position + flat / p.num_heads : -1;
     }
@@ -157,8 +188,9 @@ __device__ __forceinline__ void LoadKeys(const AttentionParams& args, const MlaI
       continue;
     }
     const int64_t entry = static_cast<int64_t>(block) * p.block_size + key % p.block_size;
-    CopyRow<T>(keys, row, thread % kLanesPerRow, p.cache + (real ? entry * width : 0),
-               real ? width : 0, args.plan.cache_unit);
+    CopyRow<T>(keys, row, thread % kLanesPerRow,
+               static_cast<const Bf16*>(p.cache) + (real ? entry * width : 0), real ? width : 0,
+               args.plan.cache_unit);
   }
 }
 

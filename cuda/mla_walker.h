@@ -19,8 +19,9 @@ constexpr int kMlaGroupRows = 16;  // rows of one tensor-core tile
 constexpr int kMlaMostRows = 32;
 constexpr int kMlaWorkTokens = 64;  // the unit of work
 constexpr int kMlaLeastPiece = 2;   // units: the smallest split
-// A row tile of 16 rows is bound by memory, and half of the blocks can draw all of it: such row
-// tiles stay whole up to so many fair shares.
+// A row tile of 16 rows is bound by memory, and with bf16 entries half of the blocks can draw all
+// of it: such row tiles stay whole up to so many fair shares. FP8 entries are half the bytes and
+// more work, for which all blocks are needed.
 constexpr int kMlaMostShares = 2;
 constexpr int kMlaMostContext = 1 << 30;  // positions of splits stay in 32 bits
 constexpr int kMlaSmallSplits = 16;       // splits of 128 tokens below position 2048
@@ -67,8 +68,9 @@ struct MlaSequenceWork {
   int32_t first_token = 0;
   int32_t num_rows = 0;
   int32_t rows_per_tile = kMlaMostRows;
-  int32_t num_tiles = 0;  // row tiles
-  int32_t context = 0;    // 0 where it cannot be: rows become NaN
+  int32_t most_shares = 1;  // that an item may have
+  int32_t num_tiles = 0;    // row tiles
+  int32_t context = 0;      // 0 where it cannot be: rows become NaN
   int32_t first_position = 0;
   int32_t num_units = 0;  // of the row tile with most keys
 };
@@ -80,7 +82,10 @@ __device__ __forceinline__ MlaSequenceWork MlaDescribe(const MlaAttentionParams&
   if (begin < 0 || end <= begin || end > p.num_tokens) return work;
   work.first_token = begin;
   work.num_rows = (end - begin) * p.num_heads;
-  if (work.num_rows <= kMlaGroupRows) work.rows_per_tile = kMlaGroupRows;
+  if (work.num_rows <= kMlaGroupRows) {
+    work.rows_per_tile = kMlaGroupRows;
+    if (p.entry == MlaEntry::kBf16) work.most_shares = kMlaMostShares;
+  }
   work.num_tiles = (work.num_rows + work.rows_per_tile - 1) / work.rows_per_tile;
   const int32_t context = p.context_lens[seq];
   if (context < end - begin || context > kMlaMostContext) return work;
@@ -101,8 +106,7 @@ struct MlaCut {
       : num_pieces(1),
         num_splits(work.context > 0 ? MlaSplitOf(work.context - 1) + 1 : 0),
         num_units(work.num_units) {
-    const int most_shares = work.rows_per_tile == kMlaGroupRows ? kMlaMostShares : 1;
-    if (num_units > most_shares * share) num_pieces = min(num_units / share, num_splits);
+    if (num_units > work.most_shares * share) num_pieces = min(num_units / share, num_splits);
   }
   // The first split of a piece: the first that begins at or after the piece's part of the keys.
   __device__ __forceinline__ int Begin(int piece) const {
@@ -157,8 +161,9 @@ class MlaWalker {
         static_cast<int64_t>(pass_) * grid + (pass_ % 2 == 0 ? block : grid - 1 - block);
     ++pass_;
     if (idx >= num_items_) return false;
+    const int item = static_cast<int>(idx);
     device::SyncThreads();
-    if (idx >= first_item_ && idx < end_item_) Resolve(static_cast<int>(idx));
+    if (item >= first_item_ && item < end_item_) Resolve(item);
     device::SyncThreads();
     return true;
   }

@@ -11,6 +11,7 @@
 #include "engine/token_stream.h"
 #include "model/chat_format.h"
 #include "model/config.h"
+#include "model/kv_cache.h"
 #include "model/tokenizer.h"
 
 namespace jevons {
@@ -38,6 +39,7 @@ struct EngineOptions {
   // 0: max_num_seqs * max_model_len, at most a quarter of free memory on the CPU, and on a device
   // all that is left but a reserve.
   int64_t kv_cache_tokens = 0;
+  KvCacheType kv_cache = KvCacheType::kAuto;
   int32_t max_queued_requests = 1024;  // [1, 1000000]
   StepOverlap overlap = StepOverlap::kAuto;
   // Ranks that share the experts, [1, 256]. Threads, sequences, batch, KV cache and queue above are

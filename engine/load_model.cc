@@ -48,7 +48,8 @@ absl::Status ResolveMemory(const ModelConfig& config, const Backend& backend,
   const bool len_given = options.max_model_len > 0;
   RETURN_IF_ERROR(ResolveModelLen(config, options));
   if (options.kv_cache_tokens == 0) {
-    const int64_t bytes_per_token = KvBytesPerToken(KvLayers(config, backend.traits().kv_cache));
+    ASSIGN_OR_RETURN(const DType dtype, FindKvDType(options.kv_cache, backend.traits()));
+    const int64_t bytes_per_token = KvBytesPerToken(KvLayers(config, dtype));
     const int64_t affordable = AffordableKvBytes(config, backend, options) / bytes_per_token;
     const int64_t useful = int64_t{options.max_num_seqs} * options.max_model_len;
     options.kv_cache_tokens = std::clamp<int64_t>(std::min(affordable, useful), kKvBlockTokens,
@@ -181,6 +182,7 @@ ModelRunnerOptions RunnerOptions(const EngineOptions& options, const BackendTrai
           .num_valid_ids = num_valid_ids,
           .num_blocks = num_blocks,
           .block_tokens = kKvBlockTokens,
+          .kv_cache = options.kv_cache,
           .num_ranks = options.num_ranks};
 }
 
@@ -244,6 +246,8 @@ absl::StatusOr<LoadedModel> LoadModel(const EngineOptions& options, const ModelC
     ASSIGN_OR_RETURN(group.maps,
                      EvenMaps(config, options.num_ranks, options.num_redundant_experts));
   }
+  // Before the weights, which take their time.
+  RETURN_IF_ERROR(FindKvDType(out.options.kv_cache, out.backend->traits()).status());
   const absl::Time start = absl::Now();
   ASSIGN_OR_RETURN(ModelWeights weights, LoadWeights(config, checkpoint, group, *out.backend));
   out.load_seconds_per_byte = absl::ToDoubleSeconds(absl::Now() - start) /

@@ -65,12 +65,14 @@ class ZeroCheckpoint : public Checkpoint {
 struct ModelBytes {
   int64_t weights = 0;
   int64_t workspace = 0;
+  DType kv_dtype = DType::kBF16;
 };
 
 // What a model of the config takes; without layers of the KV cache.
 absl::StatusOr<ModelBytes> Measure(const ModelConfig& config, const EngineOptions& options,
                                    const CudaDeviceSpec& device) {
   ASSIGN_OR_RETURN(const std::unique_ptr<Backend> planner, CreateCudaPlanner(device));
+  ASSIGN_OR_RETURN(const DType kv_dtype, FindKvDType(options.kv_cache, planner->traits()));
   const int64_t start = planner->AvailableBytes();
   ASSIGN_OR_RETURN(ModelWeights weights,
                    LoadModelWeights(config, ZeroCheckpoint(config), *planner));
@@ -81,7 +83,8 @@ absl::StatusOr<ModelBytes> Measure(const ModelConfig& config, const EngineOption
                           RunnerOptions(options, planner->traits(), 0, config.vocab_size)));
   RETURN_IF_ERROR(runner->WarmUp());
   return ModelBytes{.weights = start - loaded,
-                    .workspace = device.memory_bytes - start + loaded - planner->AvailableBytes()};
+                    .workspace = device.memory_bytes - start + loaded - planner->AvailableBytes(),
+                    .kv_dtype = kv_dtype};
 }
 
 // A model of few layers is measured; the others are like its last one.
@@ -97,6 +100,12 @@ absl::StatusOr<ModelBytes> MeasureAll(const ModelConfig& config, const EngineOpt
   ASSIGN_OR_RETURN(const ModelBytes one_less, Measure(small, options, device));
   bytes.weights += (config.num_hidden_layers - few) * (bytes.weights - one_less.weights);
   return bytes;
+}
+
+std::string WhatTakesLess(const MemoryPlan& plan, const EngineOptions& options) {
+  if (plan.weight_bytes >= plan.device_bytes) return "";
+  return absl::StrCat(". A smaller max-num-batched-tokens or kv-cache-tokens takes less",
+                      options.kv_cache == KvCacheType::kFp8 ? "" : ", as does kv-cache-dtype fp8");
 }
 
 std::string Gigabytes(int64_t bytes) {
@@ -117,7 +126,7 @@ absl::StatusOr<MemoryPlan> PlanMemory(const EngineOptions& options, std::string_
                      .weight_bytes = bytes.weights,
                      .workspace_bytes = bytes.workspace,
                      .reserve_bytes = ReserveBytes(spec.memory_bytes - bytes.weights)};
-  plan.kv_bytes_per_token = KvBytesPerToken(KvLayers(config, DType::kBF16));
+  plan.kv_bytes_per_token = KvBytesPerToken(KvLayers(config, bytes.kv_dtype));
   plan.kv_cache_tokens = plan.free_bytes() / plan.kv_bytes_per_token;
   return plan;
 }
@@ -131,10 +140,7 @@ absl::Status CheckFits(const MemoryPlan& plan, const EngineOptions& options) {
                    ", needed are weights ", Gigabytes(plan.weight_bytes), ", workspace ",
                    Gigabytes(plan.workspace_bytes), ", reserve ", Gigabytes(plan.reserve_bytes),
                    " and a cache of ", Gigabytes(wanted_tokens * plan.kv_bytes_per_token), ": ",
-                   Gigabytes(missing), " are missing",
-                   plan.weight_bytes < plan.device_bytes
-                       ? ". A smaller max-num-batched-tokens or kv-cache-tokens takes less"
-                       : ""));
+                   Gigabytes(missing), " are missing", WhatTakesLess(plan, options)));
 }
 
 }  // namespace jevons

@@ -1,6 +1,29 @@
 #include "model/kv_cache.h"
 
+#include "absl/strings/str_cat.h"
+#include "base/strings.h"
+
 namespace jevons {
+
+std::string_view KvCacheTypeName(KvCacheType type) {
+  switch (type) {
+    case KvCacheType::kAuto:
+      return "auto";
+    case KvCacheType::kBf16:
+      return "bf16";
+    case KvCacheType::kFp8:
+      return "fp8";
+  }
+  return "?";
+}
+
+absl::StatusOr<DType> FindKvDType(KvCacheType type, const BackendTraits& traits) {
+  if (type == KvCacheType::kFp8) return DType::kU8;
+  if (type == KvCacheType::kAuto || traits.kv_cache == DType::kBF16) return traits.kv_cache;
+  return absl::InvalidArgumentError(
+      absl::StrCat("kv-cache-dtype must be auto (", ToAbsl(DTypeName(traits.kv_cache)),
+                   ") or fp8 on this backend, given ", ToAbsl(KvCacheTypeName(type))));
+}
 
 int64_t KvBytesPerToken(std::span<const KvLayerSpec> layers) {
   int64_t bytes = 0;

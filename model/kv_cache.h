@@ -3,12 +3,22 @@
 
 #include <cstdint>
 #include <span>
+#include <string_view>
 #include <vector>
 
 #include "base/status.h"
 #include "ops/backend.h"
 
 namespace jevons {
+
+// What a user may ask for. kAuto is the backend's own type.
+enum class KvCacheType { kAuto, kBf16, kFp8 };
+
+// "auto", "bf16", "fp8"
+std::string_view KvCacheTypeName(KvCacheType type);
+
+// The elements of the cache: kU8 are FP8 entries. INVALID_ARGUMENT names what the backend has.
+absl::StatusOr<DType> FindKvDType(KvCacheType type, const BackendTraits& traits);
 
 // What one token keeps in one layer.
 struct KvLayerSpec {

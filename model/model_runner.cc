@@ -54,8 +54,10 @@ RouteTopKArgs RouterRule(const ModelConfig& config) {
 }  // namespace
 
 std::vector<KvLayerSpec> KvLayers(const ModelConfig& config, DType dtype) {
+  const Fp8Entry fp8 = {config.kv_lora_rank, config.qk_rope_head_dim};
+  const int32_t entry_dim = dtype == DType::kU8 ? fp8.bytes() : config.kv_entry_dim();
   return std::vector<KvLayerSpec>(config.num_hidden_layers,
-                                  {.entry_dim = config.kv_entry_dim(), .dtype = dtype});
+                                  {.entry_dim = entry_dim, .dtype = dtype});
 }
 
 absl::StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::Create(const ModelConfig& config,
@@ -70,9 +72,9 @@ absl::StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::Create(const ModelConf
   ASSIGN_OR_RETURN(runner->cos_sin_,
                    backend->Upload(TensorView(table.data(), DType::kF32,
                                               {options.max_positions, config.qk_rope_head_dim})));
-  ASSIGN_OR_RETURN(runner->cache_,
-                   KvCache::Create(*backend, KvLayers(config, backend->traits().kv_cache),
-                                   options.num_blocks, options.block_tokens));
+  ASSIGN_OR_RETURN(const DType kv_dtype, FindKvDType(options.kv_cache, backend->traits()));
+  ASSIGN_OR_RETURN(runner->cache_, KvCache::Create(*backend, KvLayers(config, kv_dtype),
+                                                   options.num_blocks, options.block_tokens));
   RETURN_IF_ERROR(runner->Allocate());
   if (runner->group_.present() && config.n_routed_experts > 0) {
     ASSIGN_OR_RETURN(runner->experts_, ExpertParallel::Create(config, runner->group_, options,

@@ -122,7 +122,7 @@ class ModelRunner {
   int64_t last_num_tokens_ = 0;
 };
 
-// What one token of this model keeps in the cache, layer by layer.
+// What one token of this model keeps in the cache, layer by layer; kU8: FP8 entries.
 std::vector<KvLayerSpec> KvLayers(const ModelConfig& config, DType dtype);
 
 }  // namespace jevons

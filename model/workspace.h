@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "model/config.h"
+#include "model/kv_cache.h"
 #include "ops/backend.h"
 
 namespace jevons {
@@ -16,6 +17,7 @@ struct ModelRunnerOptions {
   int32_t num_valid_ids = 0;     // ids that may be drawn; 0: all of the vocabulary
   int32_t num_blocks = 64;       // of the KV cache
   int32_t block_tokens = 64;
+  KvCacheType kv_cache = KvCacheType::kAuto;
   // Of a group that shares the experts. Every rank's max_tokens is the same.
   int32_t num_ranks = 1;
   int32_t slots_per_rank = 0;  // for routed experts; 0: no group

@@ -46,7 +46,7 @@ class Readback {
 // product is `activation`.
 struct BackendTraits {
   DType activation = DType::kF32;
-  DType kv_cache = DType::kF32;
+  DType kv_cache = DType::kF32;        // or FP8 entries, which every backend has
   bool host_memory = true;             // buffers can be read and written by the host
   bool samples = false;                // logits stay on the device, SampleTokens is fast
   bool groups_shared_experts = false;  // shared experts are groups behind the routed ones

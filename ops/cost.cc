@@ -7,6 +7,9 @@ int64_t Bytes(const TensorView& view) {
   return view.present() ? view.num_elements() * DTypeBytes(view.dtype) : 0;
 }
 
+// Of a latent cache.
+int64_t EntryBytes(const TensorView& cache) { return cache.dim(2) * DTypeBytes(cache.dtype); }
+
 }  // namespace
 
 OpCost Cost(const EmbedArgs& args) {
@@ -55,12 +58,13 @@ OpCost Cost(const GroupedGemmArgs& args) {
 }
 
 OpCost Cost(const MlaStoreKvArgs& args) {
-  return {2 * Bytes(args.kv) + Bytes(args.norm_weight), 4 * args.kv.num_elements()};
+  return {Bytes(args.kv) + args.kv.dim(0) * EntryBytes(args.cache) + Bytes(args.norm_weight),
+          4 * args.kv.num_elements()};
 }
 
 OpCost Cost(const MlaAttentionArgs& args) {
   const int32_t* cu = args.cu_seqlens_q.ptr<int32_t>();
-  const int64_t row_bytes = 4 * args.q.dim(2);
+  const int64_t row_bytes = EntryBytes(args.cache);
   OpCost cost = {Bytes(args.q) + Bytes(args.out), 0};
   for (int64_t s = 0; s < args.context_lens.dim(0); ++s) {
     const int64_t num_queries = cu[s + 1] - cu[s];

@@ -1,8 +1,11 @@
 // Multi-head latent attention over the paged cache, absorbed form: one latent per token for all
-// heads.
+// heads. An entry of the cache is r latents and p rotated-key values, in the backend's own type (f32
+// below) or, on every backend, an Fp8Entry: the cache is then u8 [num_blocks, block_size,
+// Fp8Entry{r, p}.bytes()], aligned to Fp8Entry::kPart.
 #pragma once
 
 #include "base/tensor_view.h"
+#include "ops/fp8_entry.h"
 
 namespace jevons {
 
@@ -13,8 +16,8 @@ namespace jevons {
 //         slot_mapping i64 [num_tokens] = block * block_size + offset;
 //         cache [num_blocks, block_size, r + p] f32
 // Edge    nothing else in the cache is touched
-// Order   as RmsNorm and Rope
-// Error   as RmsNorm and Rope
+// Order   as RmsNorm and Rope; an FP8 group depends on its own token alone
+// Error   as RmsNorm and Rope, then that of the entry: see Fp8Entry
 struct MlaStoreKvArgs {
   TensorView kv;
   TensorView norm_weight;
@@ -39,7 +42,8 @@ struct MlaStoreKvArgs {
 //         partial results merged in order: bitwise equal however the prompt was chunked and whatever
 //         shares the batch. On the CPU a tile is a block and a split kMlaChunkBlocks blocks
 // Error   kMlaAttentionTolerance of the largest |latent| against fp64; kMlaAttentionBf16Tolerance
-//         where q and cache are bf16, which weights and result are rounded to
+//         where q is bf16, which weights and result are rounded to. An FP8 cache counts as what it
+//         reads as
 // Source  model-spec 2.3
 struct MlaAttentionArgs {
   TensorView q;

@@ -37,6 +37,21 @@ void CheckRotation(ArgCheck& check, const TensorView& positions, const TensorVie
   }
 }
 
+// The latent cache: entries of `width` values of the rule's type, or FP8 entries of as many, of
+// which r are latents.
+void CheckCache(ArgCheck& check, const TensorView& cache, int64_t r, int64_t width,
+                const ArgRules& rules) {
+  if (!check.ok()) return;
+  if (cache.dtype != DType::kU8) {
+    check.Tensor("cache", cache, rules.kv_cache, {kAnySize, kAnySize, width});
+    return;
+  }
+  const Fp8Entry entry = {static_cast<int32_t>(r), static_cast<int32_t>(width - r)};
+  check.Tensor("cache", cache, DType::kU8, {kAnySize, kAnySize, entry.bytes()});
+  check.Require(reinterpret_cast<uintptr_t>(cache.data) % Fp8Entry::kPart == 0,
+                "a cache of FP8 entries must be aligned to 16 bytes");
+}
+
 void CheckWeight(ArgCheck& check, const Weight* weight) {
   check.Require(weight != nullptr, "weight must be given, got nothing");
 }
@@ -201,7 +216,7 @@ absl::Status Validate(const MlaStoreKvArgs& args, const ArgRules& rules) {
   CheckEps(check, args.eps);
   CheckRotation(check, args.positions, args.cos_sin, num_tokens, width - r, rules);
   check.Tensor("slot_mapping", args.slot_mapping, DType::kI64, {num_tokens});
-  check.Tensor("cache", args.cache, rules.kv_cache, {kAnySize, kAnySize, width});
+  CheckCache(check, args.cache, r, width, rules);
   if (!check.ok() || !rules.read_indices) return check.status();
   const int64_t num_slots = args.cache.dim(0) * args.cache.dim(1);
   for (int64_t t = 0; t < num_tokens; ++t) {
@@ -217,12 +232,12 @@ absl::Status Validate(const MlaAttentionArgs& args, const ArgRules& rules) {
   const int64_t r = Dim(args.out, 2);
   check.Tensor("q", args.q, FloatType(args.q, rules), {kAnySize, kAnySize, kAnySize},
                Layout::kStrided);
-  check.Tensor("cache", args.cache, rules.kv_cache, {kAnySize, kAnySize, Dim(args.q, 2)});
   check.Tensor("block_tables", args.block_tables, kI32, {num_seqs, kAnySize}, Layout::kStrided);
   check.Tensor("cu_seqlens_q", args.cu_seqlens_q, kI32, {num_seqs + 1});
   check.Tensor("context_lens", args.context_lens, kI32, {kAnySize});
   check.Output("out", args.out, FloatType(args.out, rules), {num_tokens, Dim(args.q, 1), kAnySize});
   if (check.ok()) check.InRange("out width", r, 1, args.q.dim(2));
+  CheckCache(check, args.cache, r, Dim(args.q, 2), rules);
   if (check.ok()) check.InRange("block_size", args.cache.dim(1), 1, INT32_MAX);
   CheckPrefixSums(check, "cu_seqlens_q", args.cu_seqlens_q, num_tokens, rules);
   if (!check.ok() || !rules.read_indices) return check.status();

@@ -13,7 +13,7 @@
 namespace jevons {
 
 // What a backend takes. Activations may be f32 or `activation`; the input of a matrix product is
-// `activation`, the cache `kv_cache`. Index arrays are checked where the host can read them.
+// `activation`, the cache `kv_cache` or FP8 entries. Index arrays are checked where the host reads.
 struct ArgRules {
   DType activation = DType::kF32;
   DType kv_cache = DType::kF32;

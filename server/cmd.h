@@ -7,6 +7,7 @@
 #include "CLI/CLI.hpp"
 #include "absl/strings/str_cat.h"
 #include "base/status.h"
+#include "engine/engine.h"
 
 namespace jevons {
 
@@ -37,6 +38,8 @@ void AddPlan(CLI::App& app, CommandRun& run);
 
 // The flags of a group of ranks.
 void AddRanks(CLI::App& cmd, EngineOptions& engine);
+// --kv-cache-dtype. `engine` must outlive the parsing.
+void AddKvCacheDType(CLI::App& cmd, EngineOptions& engine);
 
 // Prints "error: ..." to stderr. The exit code is kExitError.
 int Fail(const absl::Status& status);

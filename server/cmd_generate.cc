@@ -182,6 +182,7 @@ void AddGenerate(CLI::App& app, const Environment& environment, CommandRun& run)
   cmd.add_option("--effort", flags->effort, "How much the model thinks; with --messages")
       ->check(CLI::IsMember({"none", "low", "medium", "high", "max"}));
   AddSampling(cmd, *flags);
+  AddKvCacheDType(cmd, flags->engine);
   cmd.add_option("--stop", flags->stop, "The answer ends before this text; may be given often");
   cmd.add_option("--logprobs", flags->logprobs,
                  "With --json: this many alternatives for each token")

@@ -65,6 +65,7 @@ void AddPlan(CLI::App& app, CommandRun& run) {
   cmd.add_option("--max-model-len", engine.max_model_len, "As for serve");
   cmd.add_option("--kv-cache-tokens", engine.kv_cache_tokens,
                  "Tokens that the cache must hold; fails where they do not fit");
+  AddKvCacheDType(cmd, engine);
   cmd.add_flag("--json", flags->json, "Print one JSON object");
   cmd.callback([&run, flags] {
     run = [flags] {

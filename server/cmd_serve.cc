@@ -52,11 +52,12 @@ void PrintReady(const std::string& program, const Engine& engine, const Server& 
   std::printf(
       "jevons %s ready listen=%s model=%s backend=\"%s\" threads=%d max_num_seqs=%d "
       "max_num_batched_tokens=%d max_prefill_chunk_tokens=%d max_model_len=%d kv_cache_tokens=%lld "
-      "max_queued_requests=%d\n",
+      "kv_cache_dtype=%s max_queued_requests=%d\n",
       JEVONS_VERSION, server.address().c_str(), o.model_name.c_str(),
       engine.backend_description().c_str(), o.num_threads, o.max_num_seqs, o.max_num_batched_tokens,
       o.max_prefill_chunk_tokens, limits.max_model_len,
-      static_cast<long long>(limits.kv_cache_tokens), o.max_queued_requests);
+      static_cast<long long>(limits.kv_cache_tokens), KvCacheTypeName(o.kv_cache).data(),
+      o.max_queued_requests);
   if (engine.chat_format().has_template()) {
     const bool by_default = server.address() == ServerOptions().listen;
     const std::string connect = by_default ? "" : absl::StrCat(" --connect ", server.address());
@@ -138,6 +139,7 @@ void AddServe(CLI::App& app, const Environment& environment, CommandRun& run) {
          "Tokens of the whole KV cache; 0: what is useful, at most a quarter of free memory")
       ->check(InRange<int64_t>(0, kMaxCount))
       ->capture_default_str();
+  AddKvCacheDType(cmd, engine);
   cmd.add_option("--threads", engine.num_threads, "0: the CPUs that the process may use")
       ->check(InRange<int64_t>(0, 1024))
       ->capture_default_str();

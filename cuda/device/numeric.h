@@ -27,6 +27,14 @@ __device__ __forceinline__ Bf16 ToBf16(float value) {
   return Bf16{static_cast<uint16_t>(PackBf16(value, 0.0f))};
 }
 
+// Products of two pairs of bf16, each to nearest even, subnormals kept. 9.7.4.4 (fma.rn.bf16x2 with
+// -0 added).
+__device__ __forceinline__ uint32_t MulBf16(uint32_t a, uint32_t b) {
+  uint32_t product;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(product) : "r"(a), "r"(b), "r"(0x80008000u));
+  return product;
+}
+
 // Four e4m3 (the first in the low byte) as two pairs of bf16: exact. NaN becomes NaN.
 // 9.7.9.21 (cvt.rn.f16x2.e4m3x2) where the hardware has it, from sm_89 on.
 __device__ __forceinline__ void E4m3ToBf16(uint32_t four, uint32_t& first, uint32_t& second) {
@@ -65,6 +73,11 @@ __device__ __forceinline__ uint8_t ToE4m3(float value) {
   return static_cast<uint8_t>(__nv_cvt_float_to_fp8(value, __NV_SATFINITE, __NV_E4M3));
 }
 
+// Byte i of the result is byte (selector >> 4 * i) % 8 of the eight of a and b, those of a first.
+// 9.7.9.7 (prmt).
+__device__ __forceinline__ uint32_t PermuteBytes(uint32_t a, uint32_t b, uint32_t selector) {
+  return __byte_perm(a, b, selector);
+}
 // Bits that are set. 9.7.1.14 (popc).
 __device__ __forceinline__ int PopCount(uint32_t value) { return __popc(value); }
 

@@ -1,5 +1,6 @@
 // What the CUDA backend promises beside the results of its ops: memory, copies, packed weights,
 // refusals.
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <memory>
@@ -213,6 +214,28 @@ TEST_F(CudaBackendTest, AttentionTakesBf16Alone) {
               {"MlaAttention", "q and out must be bf16", "f32 [2, 3, 32]"});
   ExpectError(attend(DType::kBF16, DType::kF32), StatusCode::kInvalidArgument,
               {"MlaAttention", "f32 [2, 3, 24]"});
+}
+
+TEST_F(CudaBackendTest, ABlockThatDoesNotExistGivesNanInTheRowsThatSeeIt) {
+  // Positions 7, 8 and 9 of ten, of which the last two lie in the second block.
+  for (const DeviceTensor& cache :
+       {Normal(DType::kBF16, {1, 8, 32}),
+        Upload(TestTensor(DType::kU8, {1, 8, 64}).Fill(std::vector<uint8_t>(8 * 64)))}) {
+    for (int32_t block : {-1, 1, 1 << 30}) {
+      const DeviceTensor out = Normal(DType::kBF16, {3, 2, 24});
+      const absl::Status status = backend_->MlaAttention(
+          {Normal(DType::kBF16, {3, 2, 32}).view, cache.view,
+           Upload(IntTensor({0, block})).view.SplitLast(2), Upload(IntTensor({0, 3})).view,
+           Upload(IntTensor({10})).view, 1, out.view});
+      ASSERT_TRUE(status.ok()) << status;
+      const std::vector<uint8_t> bytes = ReadBack(out.view);
+      for (int64_t i = 0; i < out.view.num_elements(); ++i) {
+        uint16_t bits = 0;
+        std::memcpy(&bits, bytes.data() + 2 * i, sizeof(bits));
+        ASSERT_EQ(std::isnan(Bf16ToFloat(bits)), i >= 2 * 24) << "block " << block << " at " << i;
+      }
+    }
+  }
 }
 
 TEST_F(CudaBackendTest, AWeightOfAnotherBackendOrUseIsRefused) {

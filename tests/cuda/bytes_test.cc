@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/functional/function_ref.h"
@@ -225,14 +227,25 @@ TEST_F(BytesTest, GatedUpReadsOnlyTheExpertsThatHaveRows) {
   }
 }
 
+// Each batch with a cache of bf16 and with one of FP8 entries.
+std::vector<std::pair<std::vector<int32_t>, DType>> WithEachCache(
+    std::span<const std::vector<int32_t>> batches) {
+  std::vector<std::pair<std::vector<int32_t>, DType>> out;
+  for (DType type : {DType::kBF16, DType::kU8}) {
+    for (const std::vector<int32_t>& contexts : batches) out.emplace_back(contexts, type);
+  }
+  return out;
+}
+
 TEST_F(BytesTest, MlaDecodeWithSixteenHeadsReadsEachLatentOnce) {
   constexpr int64_t kHeads = 16;
   constexpr int64_t kLatent = 512;
   constexpr int64_t kWidth = kLatent + 64;
   constexpr int64_t kBlockTokens = 64;
   const std::vector<int32_t> batches[] = {{1}, {64}, {65}, {130, 1, 700}, {2500}, {40, 0, 300, 7}};
-  for (const std::vector<int32_t>& contexts : batches) {
-    SCOPED_TRACE(testing::PrintToString(contexts));
+  for (const auto& [contexts, type] : WithEachCache(batches)) {
+    SCOPED_TRACE(testing::PrintToString(contexts) + " " + std::string(DTypeName(type)));
+    const int64_t entry = type == DType::kU8 ? Fp8Entry{kLatent, 64}.bytes() : kWidth;
     const auto num_seqs = static_cast<int64_t>(contexts.size());
     int64_t num_keys = 0;
     int32_t num_tokens = 0;
@@ -247,7 +260,7 @@ TEST_F(BytesTest, MlaDecodeWithSixteenHeadsReadsEachLatentOnce) {
     TestTensor tables(DType::kI32, {num_seqs, most_blocks});
     for (int64_t i = 0; i < tables.size(); ++i) tables.at<int32_t>(i) = static_cast<int32_t>(i);
     const DeviceTensor q = Normal(DType::kBF16, {num_tokens, kHeads, kWidth});
-    const DeviceTensor cache = Normal(DType::kBF16, {tables.size(), kBlockTokens, kWidth});
+    const DeviceTensor cache = Normal(type, {tables.size(), kBlockTokens, entry});
     const DeviceTensor block_tables = Upload(tables);
     const DeviceTensor cu = Ints(cu_seqlens);
     const DeviceTensor lens = Ints(contexts);
@@ -261,7 +274,7 @@ TEST_F(BytesTest, MlaDecodeWithSixteenHeadsReadsEachLatentOnce) {
                                      .scale = 0.1f,
                                      .out = out.view});
     });
-    ExpectOnce(read, num_keys * kWidth * 2);
+    ExpectOnce(read, num_keys * entry * DTypeBytes(type));
   }
 }
 

@@ -77,7 +77,8 @@ auto Fields(const GemmPlan& p) {
   return std::tie(p.atom, p.tile_tokens, p.warps_per_strip, p.num_blocks, p.smem_bytes);
 }
 auto Fields(const MlaPlan& p) {
-  return std::tie(p.latent, p.keys, p.grid, p.smem_bytes, p.q_unit, p.cache_unit, p.out_pairs);
+  return std::tie(p.latent, p.keys, p.grid, p.smem_bytes, p.q_unit, p.cache_unit, p.out_pairs,
+                  p.entry_bytes, p.entry_scales, p.entry_keys);
 }
 
 // Calls `use` with each product, format, number of rows and device.
@@ -178,13 +179,19 @@ TEST(ChooseMlaAttentionTest, ATileFitsEveryDevice) {
         for (int32_t tokens : kTokens) {
           MlaAttentionParams params = AttentionOf(latent, rope, heads, tokens);
           params.num_slots = MlaNumSlots(device);
-          const MlaPlan plan = ChooseMlaAttention(params, device);
-          EXPECT_GE(plan.latent, latent);
-          EXPECT_GT(plan.smem_bytes, 0);
-          EXPECT_LE(plan.smem_bytes, device.max_smem_bytes);
-          EXPECT_TRUE(plan.keys == 32 || plan.keys == 64);
-          EXPECT_EQ(plan.grid, device.num_sms);
-          EXPECT_EQ(Fields(plan), Fields(ChooseMlaAttention(params, device)));
+          const MlaPlan bf16 = ChooseMlaAttention(params, device);
+          params.entry = MlaEntry::kFp8;
+          const MlaPlan fp8 = ChooseMlaAttention(params, device);
+          // A device has the same tiles, and so the same sums, for both.
+          EXPECT_EQ(fp8.keys, bf16.keys);
+          EXPECT_EQ(Fields(fp8), Fields(ChooseMlaAttention(params, device)));
+          for (const MlaPlan& plan : {bf16, fp8}) {
+            EXPECT_GE(plan.latent, latent);
+            EXPECT_GT(plan.smem_bytes, 0);
+            EXPECT_LE(plan.smem_bytes, device.max_smem_bytes);
+            EXPECT_TRUE(plan.keys == 32 || plan.keys == 64);
+            EXPECT_EQ(plan.grid, device.num_sms);
+          }
         }
       }
     }
@@ -210,6 +217,13 @@ TEST(ChooseMlaAttentionTest, CopiesAreAsWideAsAddressesAllow) {
   EXPECT_FALSE(ChooseMlaAttention(params, kDevices[1]).out_pairs);
   params = AttentionOf(24, 10, 3, 4);
   EXPECT_EQ(ChooseMlaAttention(params, kDevices[1]).cache_unit, 4);
+  // Entries are in units of 16 bytes whatever they hold; keys of q move to columns of their own.
+  params.entry = MlaEntry::kFp8;
+  EXPECT_EQ(ChooseMlaAttention(params, kDevices[1]).cache_unit, 16);
+  params = AttentionOf(28, 4, 3, 4);
+  EXPECT_EQ(ChooseMlaAttention(params, kDevices[1]).q_unit, 16);
+  params.entry = MlaEntry::kFp8;
+  EXPECT_EQ(ChooseMlaAttention(params, kDevices[1]).q_unit, 4);
 }
 
 TEST(MlaWorkspaceTest, MoreNeverTakesLess) {

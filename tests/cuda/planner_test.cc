@@ -1,7 +1,9 @@
 // What a model would take of a device, against what it takes.
 #include <cstdint>
 
+#include "engine/memory_plan.h"
 #include "tests/cuda/backend_fixture.h"
+#include "tests/support/test_data.h"
 #include "tests/support/tiny_model.h"
 
 namespace jevons {
@@ -81,6 +83,25 @@ TEST_F(CudaPlannerTest, AModelThatIsTooLargeIsPlannedBelowZero) {
   ASSERT_TRUE(buffer.ok()) << buffer.status();
   EXPECT_EQ((*buffer)->bytes(), int64_t{1} << 40);
   EXPECT_LT(planner_->AvailableBytes(), kPlannedDevice.memory_bytes - (int64_t{1} << 40));
+}
+
+TEST(MemoryPlanTest, AnFp8CacheHoldsMoreTokensInWhatIsLeft) {
+  EngineOptions options;
+  options.model_folder = DataPath("configs/DeepSeek-V2-Lite");
+  const auto bf16 = PlanMemory(options, "h100");
+  options.kv_cache = KvCacheType::kFp8;
+  const auto fp8 = PlanMemory(options, "h100");
+  ASSERT_TRUE(bf16.ok()) << bf16.status();
+  ASSERT_TRUE(fp8.ok()) << fp8.status();
+  EXPECT_EQ(bf16->kv_bytes_per_token, 27 * 1152);
+  EXPECT_EQ(fp8->kv_bytes_per_token, 27 * 656);
+  EXPECT_EQ(fp8->free_bytes(), bf16->free_bytes());
+  EXPECT_EQ(fp8->kv_cache_tokens, fp8->free_bytes() / (27 * 656));
+  // What bf16 cannot hold is refused with a hint, and fits as FP8.
+  options.kv_cache_tokens = bf16->kv_cache_tokens * 3 / 2;
+  EXPECT_TRUE(CheckFits(*fp8, options).ok());
+  options.kv_cache = KvCacheType::kAuto;
+  ExpectError(CheckFits(*bf16, options), StatusCode::kResourceExhausted, {"kv-cache-dtype fp8"});
 }
 
 TEST(CudaDeviceSpecTest, KnownDevicesHaveTheirFactsAndOthersAreNamed) {

@@ -242,6 +242,27 @@ TEST(CliTest, ScoreHasOneNumberLessThanIds) {
             "{\"ids\": [7], \"logprobs\": []}\n");
 }
 
+TEST(CliTest, KvCacheDTypeIsOneThatTheBackendHas) {
+  const std::vector<std::string> score = {"--prompt-ids", "0,501,21,22,23,24", "--score"};
+  const auto scored_with = [&](const std::string& dtype) {
+    std::vector<std::string> arguments = score;
+    arguments.insert(arguments.end(), {"--kv-cache-dtype", dtype});
+    const ordered_json logprobs = Parse(WithModel("generate", arguments).out)["logprobs"];
+    return logprobs.get<std::vector<double>>();
+  };
+  const std::vector<double> exact = scored_with("auto");
+  const std::vector<double> fp8 = scored_with("fp8");
+  EXPECT_NE(fp8, exact);
+  EXPECT_THAT(fp8, testing::Pointwise(testing::DoubleNear(0.5), exact));
+  const ProcessResult unknown = WithModel("generate", {"--prompt", "1", "--kv-cache-dtype", "fp4"});
+  EXPECT_EQ(unknown.exit_code, 2);
+  EXPECT_THAT(unknown.err, AllOf(HasSubstr("--kv-cache-dtype"), HasSubstr("fp4")));
+  const ProcessResult lacking =
+      WithModel("serve", {"--backend", "cpu", "--kv-cache-dtype", "bf16"});
+  EXPECT_EQ(lacking.exit_code, 1);
+  EXPECT_THAT(lacking.err, HasSubstr("must be auto (f32) or fp8 on this backend, given bf16"));
+}
+
 TEST(CliTest, OnlyMainReadsTheCpuTarget) {
   const std::vector<std::string> argv = {JEVONS_BINARY,   "generate",     "--model",
                                          DemoModelPath(), "--prompt",     "1",

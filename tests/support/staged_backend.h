@@ -204,12 +204,12 @@ class StagedBackend : public Backend {
     return Run([&](Stage& s) {
       return device_->MlaStoreKv({s.In(a.kv, act_), s.In(a.norm_weight), a.eps, s.In(a.positions),
                                   s.In(a.cos_sin), s.In(a.slot_mapping),
-                                  s.Out(a.cache, device_->traits().kv_cache)});
+                                  s.Out(a.cache, CacheType(a.cache))});
     });
   }
   absl::Status MlaAttention(const MlaAttentionArgs& a) override {
     return Run([&](Stage& s) {
-      return device_->MlaAttention({s.In(a.q, act_), s.In(a.cache, device_->traits().kv_cache),
+      return device_->MlaAttention({s.In(a.q, act_), s.In(a.cache, CacheType(a.cache)),
                                     s.In(a.block_tables), s.In(a.cu_seqlens_q),
                                     s.In(a.context_lens), a.scale, s.Out(a.out, act_)});
     });
@@ -281,6 +281,10 @@ class StagedBackend : public Backend {
   }
 
  private:
+  // Bytes are FP8 entries, everywhere the same.
+  DType CacheType(const TensorView& cache) const {
+    return cache.dtype == DType::kU8 ? DType::kU8 : device_->traits().kv_cache;
+  }
   static absl::Status NotHere() { return absl::UnimplementedError("a staged backend runs ops"); }
 
   template <typename Fn>

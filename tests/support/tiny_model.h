@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "bench/random_checkpoint.h"
 #include "engine/loaded_model.h"
@@ -56,6 +57,20 @@ inline ModelConfig TinyV2Config() {
   c.norm_topk_prob = false;
   c.routed_scaling_factor = 1;
   return c;
+}
+
+// A tiny model with one kind of cache.
+struct TinyCase {
+  ModelConfig config;
+  KvCacheType kv_cache = KvCacheType::kAuto;
+
+  // "deepseek_v3", "deepseek_v3_fp8_cache"
+  std::string name() const {
+    return config.model_type + (kv_cache == KvCacheType::kFp8 ? "_fp8_cache" : "");
+  }
+};
+inline std::vector<TinyCase> TinyCases() {
+  return {{TinyV2Config()}, {TinyV3Config()}, {TinyV3Config(), KvCacheType::kFp8}};
 }
 
 inline BackendKind TestBackendKind() { return kTestsCuda ? BackendKind::kCuda : BackendKind::kCpu; }

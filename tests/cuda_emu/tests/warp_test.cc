@@ -108,6 +108,23 @@ TEST(Numeric, Bf16RoundsToNearestEven) {
   EXPECT_EQ(device::HighToFloat(0xC0003F80u), -2.0f);
 }
 
+TEST(Numeric, MulBf16MultipliesBothAndKeepsSubnormals) {
+  // 1.5 * 2 and -3 * 0.5.
+  EXPECT_EQ(device::MulBf16(0xC0403FC0u, 0x3F004000u), 0xBFC04040u);
+  // 2^-133 * 2^120 and the way back.
+  EXPECT_EQ(device::MulBf16(0x00000001u, 0x7B807B80u), 0x00003900u);
+  EXPECT_EQ(device::MulBf16(0x00003900u, 0x03800380u), 0x00000001u);
+  EXPECT_EQ(device::MulBf16(0x80000000u, 0x3F803F80u), 0x80000000u);
+  EXPECT_TRUE(std::isnan(device::LowToFloat(device::MulBf16(0x00000000u, 0x7FC07FC0u))));
+}
+
+TEST(Numeric, PermuteBytesTakesThoseOfAFirst) {
+  EXPECT_EQ(device::PermuteBytes(0x33221100u, 0x77665544u, 0x3210), 0x33221100u);
+  EXPECT_EQ(device::PermuteBytes(0x33221100u, 0x77665544u, 0x7654), 0x77665544u);
+  EXPECT_EQ(device::PermuteBytes(0x44332211u, 0, 0x1404), 0x22001100u);
+  EXPECT_EQ(device::PermuteBytes(0x44332211u, 0, 0x3424), 0x44003300u);
+}
+
 // The value of an e4m3: sign, four bits of exponent with bias 7, three of mantissa.
 float E4m3Value(int byte) {
   const int exponent = byte >> 3 & 15;

@@ -53,11 +53,11 @@ EngineOptions DefaultOptions() {
   return options;
 }
 
-class SameBytes : public testing::TestWithParam<ModelConfig> {
+class SameBytes : public testing::TestWithParam<TinyCase> {
  protected:
   void SetUp() override {
     SKIP_WITHOUT_TEST_BACKEND();
-    auto engine = StartTinyEngine(GetParam(), DefaultOptions(), &clock_);
+    auto engine = Start(DefaultOptions());
     alone_ = RunAlone(*engine, requests_);
     for (const Outcome& outcome : alone_) {
       ASSERT_EQ(outcome.end.reason, FinishReason::kLength) << outcome.end.error;
@@ -67,6 +67,10 @@ class SameBytes : public testing::TestWithParam<ModelConfig> {
     ASSERT_EQ(alone_[0].prompt_logprobs.size(), requests_[0].prompt_ids.size() - 1);
   }
 
+  std::unique_ptr<Engine> Start(EngineOptions options) {
+    options.kv_cache = GetParam().kv_cache;
+    return StartTinyEngine(GetParam().config, options, &clock_);
+  }
   void ExpectAllSame(const std::vector<Outcome>& got) {
     ASSERT_EQ(got.size(), alone_.size());
     for (size_t i = 0; i < got.size(); ++i) {
@@ -81,7 +85,7 @@ class SameBytes : public testing::TestWithParam<ModelConfig> {
 };
 
 TEST_P(SameBytes, AmongSevenOthers) {
-  auto engine = StartTinyEngine(GetParam(), DefaultOptions(), &clock_);
+  auto engine = Start(DefaultOptions());
   ExpectAllSame(RunTogether(*engine, requests_));
   EXPECT_TRUE(engine->CheckIntegrity().ok());
 }
@@ -91,7 +95,7 @@ TEST_P(SameBytes, WithPromptsCutIntoChunksOf1And7And64) {
     SCOPED_TRACE(chunk);
     EngineOptions options = DefaultOptions();
     options.max_prefill_chunk_tokens = chunk;
-    auto engine = StartTinyEngine(GetParam(), options, &clock_);
+    auto engine = Start(options);
     ExpectAllSame(RunTogether(*engine, requests_));
   }
 }
@@ -99,7 +103,7 @@ TEST_P(SameBytes, WithPromptsCutIntoChunksOf1And7And64) {
 TEST_P(SameBytes, AfterPreemption) {
   EngineOptions options = DefaultOptions();
   options.kv_cache_tokens = kTestsCuda ? 128 : 320;  // the longest request alone takes 84 or 190
-  auto engine = StartTinyEngine(GetParam(), options, &clock_);
+  auto engine = Start(options);
   ExpectAllSame(RunTogether(*engine, requests_));
   EXPECT_GT(engine->stats().num_preemptions, 0);
   EXPECT_TRUE(engine->CheckIntegrity().ok());
@@ -111,12 +115,12 @@ TEST_P(SameBytes, WithOneThreadAndOneTokenSteps) {
   options.num_threads = 1;
   options.max_num_seqs = 1;
   options.max_num_batched_tokens = 1;
-  auto engine = StartTinyEngine(GetParam(), options, &clock_);
+  auto engine = Start(options);
   ExpectAllSame(RunTogether(*engine, requests_));
 }
 
-INSTANTIATE_TEST_SUITE_P(V2AndV3, SameBytes, testing::Values(TinyV2Config(), TinyV3Config()),
-                         [](const auto& info) { return info.param.model_type; });
+INSTANTIATE_TEST_SUITE_P(V2AndV3, SameBytes, testing::ValuesIn(TinyCases()),
+                         [](const auto& info) { return info.param.name(); });
 
 class EngineTest : public testing::Test {
  protected:

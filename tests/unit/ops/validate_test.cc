@@ -152,6 +152,27 @@ TEST(ValidateTest, MlaStoreKvSlotsLieInTheCache) {
   ExpectRefused(Validate(args), "MlaStoreKv: slot_mapping[1] must be in [0, 11], got -1");
 }
 
+TEST(ValidateTest, ACacheOfBytesHasFp8Entries) {
+  alignas(16) static uint8_t place[32];
+  std::vector<int32_t> ints = {0, 1};
+  MlaAttentionArgs args;
+  args.q = F32({1, 2, 576});
+  args.cache = TensorView(place, DType::kU8, {3, 4, 656});
+  args.block_tables = TensorView(ints.data(), DType::kI32, {1, 1});
+  args.cu_seqlens_q = I32(ints);
+  args.context_lens = TensorView(&ints[1], DType::kI32, {1});
+  args.out = F32({1, 2, 512});
+  EXPECT_TRUE(Validate(args).ok()) << Validate(args);
+  EXPECT_TRUE(Validate(args, {.kv_cache = DType::kBF16}).ok());
+  args.cache = TensorView(place, DType::kU8, {3, 4, 576});
+  ExpectRefused(Validate(args), "MlaAttention: cache must be u8 [*, *, 656], got u8 [3, 4, 576]");
+  args.cache = TensorView(place + 8, DType::kU8, {3, 4, 656});
+  ExpectRefused(Validate(args), "MlaAttention: a cache of FP8 entries must be aligned to 16 bytes");
+  args.cache = TensorView(place, DType::kBF16, {3, 4, 576});
+  ExpectRefused(Validate(args),
+                "MlaAttention: cache must be f32 [*, *, 576], got bf16 [3, 4, 576]");
+}
+
 TEST(ValidateTest, MlaAttentionChecksEveryIndexThatItWouldRead) {
   std::vector<int32_t> table = {0, 2, 1, 0};
   std::vector<int32_t> cu = {0, 1, 3};

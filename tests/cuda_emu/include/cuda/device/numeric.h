@@ -13,6 +13,16 @@ namespace jevons::device {
 
 inline uint32_t FloatBits(float value) { return std::bit_cast<uint32_t>(value); }
 inline float FloatFromBits(uint32_t bits) { return std::bit_cast<float>(bits); }
+// 9.7.9.7 (prmt).
+inline uint32_t PermuteBytes(uint32_t a, uint32_t b, uint32_t selector) {
+  const uint64_t eight = static_cast<uint64_t>(b) << 32 | a;
+  uint32_t out = 0;
+  for (int i = 0; i < 4; ++i) {
+    const uint32_t byte = selector >> (4 * i) & 7;
+    out |= static_cast<uint32_t>(eight >> (8 * byte) & 0xFF) << (8 * i);
+  }
+  return out;
+}
 inline int PopCount(uint32_t value) { return std::popcount(value); }
 
 inline float ToFloat(Bf16 value) { return FloatFromBits(static_cast<uint32_t>(value.bits) << 16); }
@@ -27,6 +37,11 @@ inline Bf16 ToBf16(float value) {
 }
 inline uint32_t PackBf16(float low, float high) {
   return static_cast<uint32_t>(ToBf16(high).bits) << 16 | ToBf16(low).bits;
+}
+
+// 9.7.4.4 (fma.rn.bf16x2).
+inline uint32_t MulBf16(uint32_t a, uint32_t b) {
+  return PackBf16(LowToFloat(a) * LowToFloat(b), HighToFloat(a) * HighToFloat(b));
 }
 
 namespace internal {
