@@ -12,9 +12,6 @@ namespace {
 constexpr int64_t kLogitsKey = int64_t{1} << 32;
 constexpr int64_t kSampleKey = int64_t{2} << 32;
 
-// HFr builds the latent norms with the default epsilon, not with rms_norm_eps.
-constexpr float kLatentNormEps = 1e-6f;
-
 // Sizes of recorded steps: powers of two up to 8, then eighths of a power of two, so that padding is
 // at most an eighth; from 1024 on multiples of 128.
 int64_t PaddedSize(int64_t num_rows) {
@@ -32,23 +29,6 @@ int64_t PaddedBelow(int64_t size) {
   int64_t below = size - 1;
   while (below > 0 && PaddedSize(below) >= size) --below;
   return below > 0 ? PaddedSize(below) : 0;
-}
-
-RouteTopKArgs RouterRule(const ModelConfig& config) {
-  RouteTopKArgs args;
-  args.scoring =
-      config.scoring_func == "sigmoid" ? RouterScoring::kSigmoid : RouterScoring::kSoftmax;
-  args.n_group = config.n_group;
-  args.topk_group = config.topk_group;
-  args.group_score = config.topk_method == "noaux_tc"               ? GroupScore::kTop2Sum
-                     : config.topk_method == "group_limited_greedy" ? GroupScore::kMax
-                                                                    : GroupScore::kNone;
-  if (config.n_group == 1) args.group_score = GroupScore::kNone;
-  args.normalize = config.norm_topk_prob && config.num_experts_per_tok > 1;
-  args.scale = static_cast<float>(config.routed_scaling_factor);
-  // V2 normalises or scales, V3 does both.
-  if (config.model_type == "deepseek_v2" && args.normalize) args.scale = 1;
-  return args;
 }
 
 }  // namespace
@@ -207,163 +187,6 @@ absl::Status ModelRunner::WarmUp() {
     }
   }
   return absl::OkStatus();
-}
-
-absl::Status ModelRunner::Layers(const Step& step) {
-  const int64_t t = step.num_tokens;
-  const TensorView x = work_.x.view.Slice(0, t);
-  const TensorView norm = work_.norm.view.Slice(0, t);
-  const TensorView delta = work_.delta.view.Slice(0, t);
-  const float eps = static_cast<float>(config_.rms_norm_eps);
-  RETURN_IF_ERROR(backend_->Embed({.ids = step.token_ids,
-                                   .table = weights_.embedding.view,
-                                   .out = x,
-                                   .drawn = samples() ? sampler_->drawn() : TensorView()}));
-  // Each block leaves its output in `delta`; the next norm adds it to the residual on its way.
-  TensorView pending;
-  for (int32_t i = 0; i < config_.num_hidden_layers; ++i) {
-    const LayerWeights& layer = weights_.layers[i];
-    RETURN_IF_ERROR(backend_->RmsNorm(
-        {.x = x, .delta = pending, .weight = layer.input_norm.view, .eps = eps, .out = norm}));
-    RETURN_IF_ERROR(Attention(i, step));
-    pending = delta;
-    RETURN_IF_ERROR(backend_->RmsNorm({.x = x,
-                                       .delta = pending,
-                                       .weight = layer.post_attention_norm.view,
-                                       .eps = eps,
-                                       .out = norm}));
-    RETURN_IF_ERROR(config_.IsMoeLayer(i) ? Moe(i, step) : DenseMlp(layer.dense, t, delta));
-  }
-  return backend_->RmsNorm(
-      {.x = x, .delta = pending, .weight = weights_.final_norm.view, .eps = eps, .out = norm});
-}
-
-absl::Status ModelRunner::Attention(int32_t layer_idx, const Step& step) {
-  const AttentionWeights& w = weights_.layers[layer_idx].attention;
-  const int64_t t = step.num_tokens;
-  const int64_t nope = config_.qk_nope_head_dim;
-  const int64_t rope = config_.qk_rope_head_dim;
-  const int64_t r = config_.kv_lora_rank;
-  const TensorView norm = work_.norm.view.Slice(0, t);
-  const TensorView qkv = work_.qkv.view.Slice(0, t);
-  const int64_t q_cols = qkv.dim(1) - r - rope;
-  RETURN_IF_ERROR(backend_->Linear(
-      {.x = norm, .weight = w.qkv_a.get(), .bias = w.qkv_a_bias.view, .out = qkv}));
-  TensorView q = qkv.Columns(0, q_cols);
-  if (config_.q_lora_rank) {
-    const TensorView q_a = work_.q_a.view.Slice(0, t);
-    RETURN_IF_ERROR(backend_->RmsNorm(
-        {.x = q, .delta = {}, .weight = w.q_a_norm.view, .eps = kLatentNormEps, .out = q_a}));
-    q = work_.q.view.Slice(0, t);
-    RETURN_IF_ERROR(backend_->Linear({.x = q_a, .weight = w.q_b.get(), .bias = {}, .out = q}));
-  }
-  RETURN_IF_ERROR(backend_->MlaStoreKv({.kv = qkv.Columns(q_cols, r + rope),
-                                        .norm_weight = w.kv_a_norm.view,
-                                        .eps = kLatentNormEps,
-                                        .positions = step.positions,
-                                        .cos_sin = cos_sin_.view,
-                                        .slot_mapping = step.slot_mapping,
-                                        .cache = cache_.layer(layer_idx)}));
-  const TensorView q_heads = q.SplitLast(nope + rope);
-  const TensorView q_latent = work_.q_latent.view.Slice(0, t).SplitLast(r + rope);
-  RETURN_IF_ERROR(backend_->HeadLinear(
-      {.x = q_heads.Columns(0, nope), .weight = w.uk.get(), .out = q_latent.Columns(0, r)}));
-  RETURN_IF_ERROR(backend_->Rope({.x = q_heads.Columns(nope, rope),
-                                  .positions = step.positions,
-                                  .cos_sin = cos_sin_.view,
-                                  .out = q_latent.Columns(r, rope)}));
-  const TensorView attended = work_.attended.view.Slice(0, t).SplitLast(r);
-  RETURN_IF_ERROR(backend_->MlaAttention({.q = q_latent,
-                                          .cache = cache_.layer(layer_idx),
-                                          .block_tables = step.block_tables,
-                                          .cu_seqlens_q = step.cu_seqlens_q,
-                                          .context_lens = step.context_lens,
-                                          .scale = softmax_scale_,
-                                          .out = attended}));
-  const TensorView values = work_.values.view.Slice(0, t);
-  RETURN_IF_ERROR(backend_->HeadLinear(
-      {.x = attended, .weight = w.uv.get(), .out = values.SplitLast(config_.v_head_dim)}));
-  return backend_->Linear({.x = values,
-                           .weight = w.o.get(),
-                           .bias = w.o_bias.view,
-                           .out = work_.delta.view.Slice(0, t)});
-}
-
-absl::Status ModelRunner::DenseMlp(const MlpWeights& mlp, int64_t num_tokens,
-                                   const TensorView& out) {
-  const TensorView act = work_.act.view.Slice(0, num_tokens).Columns(0, mlp.down->k());
-  GatedUpArgs up = {.x = work_.norm.view.Slice(0, num_tokens),
-                    .cu_rows = {},
-                    .row_idx = {},
-                    .weight = mlp.gate_up.get(),
-                    .workspace = {},
-                    .out = act};
-  if (work_.gate_up.view.present()) {
-    up.workspace = work_.gate_up.view.Slice(0, num_tokens).Columns(0, mlp.gate_up->n());
-  }
-  RETURN_IF_ERROR(backend_->GatedUp(up));
-  return backend_->Linear({.x = act, .weight = mlp.down.get(), .bias = {}, .out = out});
-}
-
-absl::Status ModelRunner::Moe(int32_t layer_idx, const Step& step) {
-  const MoeWeights& moe = weights_.layers[layer_idx].moe;
-  const int64_t num_tokens = step.num_tokens;
-  const TensorView norm = work_.norm.view.Slice(0, num_tokens);
-  RouteTopKArgs route = RouterRule(config_);
-  route.logits = work_.router_logits.view.Slice(0, num_tokens);
-  route.bias = moe.router_bias.view;
-  route.num_fixed = NumGroupedSharedExperts(config_, backend_->traits());
-  // Rows of padding must not call experts.
-  route.num_rows = step.cu_seqlens_q.Slice(step.cu_seqlens_q.dim(0) - 1, 1);
-  route.topk_idx = work_.topk_idx.view.Slice(0, num_tokens);
-  route.topk_weights = work_.topk_weights.view.Slice(0, num_tokens);
-  RETURN_IF_ERROR(
-      backend_->Linear({.x = norm, .weight = moe.router.get(), .bias = {}, .out = route.logits}));
-  TensorView shared;
-  if (moe.shared.gate_up != nullptr) {
-    shared = work_.shared.view.Slice(0, num_tokens);
-    RETURN_IF_ERROR(DenseMlp(moe.shared, num_tokens, shared));
-  }
-  if (experts_ == nullptr) return LocalExperts(moe, route, shared);
-  RETURN_IF_ERROR(backend_->RouteTopK(route));
-  return experts_->Run(layer_idx, moe.experts,
-                       {.x = norm,
-                        .topk_idx = route.topk_idx,
-                        .topk_weights = route.topk_weights,
-                        .shared = shared,
-                        .out = work_.delta.view.Slice(0, num_tokens)});
-}
-
-absl::Status ModelRunner::LocalExperts(const MoeWeights& moe, const RouteTopKArgs& route,
-                                       const TensorView& shared) {
-  const int64_t num_tokens = route.topk_idx.dim(0);
-  const int64_t num_rows = num_tokens * route.topk_idx.dim(1);
-  const DispatchPlan plan = {.cu_rows = work_.cu_rows.view,
-                             .row_token = work_.row_token.view.Slice(0, num_rows),
-                             .token_row = work_.token_row.view.Slice(0, num_tokens)};
-  RETURN_IF_ERROR(backend_->RouteAndDispatch(route, plan));
-  const TensorView act = work_.expert_act.view.Slice(0, num_rows);
-  const TensorView expert_out = work_.expert_out.view.Slice(0, num_rows);
-  GatedUpArgs up = {.x = work_.norm.view.Slice(0, num_tokens),
-                    .cu_rows = plan.cu_rows,
-                    .row_idx = plan.row_token,
-                    .weight = moe.experts.gate_up.get(),
-                    .workspace = {},
-                    .out = act};
-  if (work_.expert_gate_up.view.present()) {
-    up.workspace = work_.expert_gate_up.view.Slice(0, num_rows);
-  }
-  RETURN_IF_ERROR(backend_->GatedUp(up));
-  RETURN_IF_ERROR(backend_->GroupedGemm({.x = act,
-                                         .cu_rows = plan.cu_rows,
-                                         .row_idx = {},
-                                         .weight = moe.experts.down.get(),
-                                         .out = expert_out}));
-  return backend_->ExpertCombine({.expert_out = expert_out,
-                                  .plan = plan,
-                                  .topk_weights = route.topk_weights,
-                                  .shared = shared,
-                                  .out = work_.delta.view.Slice(0, num_tokens)});
 }
 
 absl::StatusOr<int64_t> ModelRunner::WriteRows(std::span<const int32_t> rows) {
