@@ -6,6 +6,7 @@
 
 #include "bench/cuda_kernels.h"
 #include "cuda/cuda_error.h"
+#include "bench/model_shapes.h"
 
 namespace jevons {
 namespace {
@@ -131,54 +132,34 @@ absl::StatusOr<TensorView> CudaTensors::Unset(DType dtype, std::vector<int64_t> 
   return view;
 }
 
-ModelConfig V2LiteConfig(bool tiny) {
-  ModelConfig c;
-  c.model_type = "deepseek_v2";
-  c.vocab_size = tiny ? 256 : 102400;
-  c.hidden_size = tiny ? 128 : 2048;
-  c.intermediate_size = tiny ? 192 : 10944;
-  c.moe_intermediate_size = tiny ? 64 : 1408;
-  c.num_hidden_layers = tiny ? 2 : 27;
-  c.num_attention_heads = tiny ? 2 : 16;
-  c.kv_lora_rank = tiny ? 64 : 512;
-  c.qk_nope_head_dim = tiny ? 64 : 128;
-  c.qk_rope_head_dim = 64;
-  c.v_head_dim = tiny ? 64 : 128;
-  c.n_routed_experts = tiny ? 8 : 64;
-  c.n_shared_experts = 2;
-  c.num_experts_per_tok = tiny ? 2 : 6;
-  c.topk_method = "greedy";
-  c.scoring_func = "softmax";
+namespace {
+
+// Dimensions that an emulated device can take; what makes the model what it is stays.
+ModelConfig Tiny(ModelConfig c) {
+  c.vocab_size = 256;
+  c.hidden_size = 128;
+  c.intermediate_size = 192;
+  c.moe_intermediate_size = 64;
+  c.num_hidden_layers = 2;
+  c.num_attention_heads = 2;
+  c.kv_lora_rank = 64;
+  c.qk_nope_head_dim = 64;
+  c.v_head_dim = 64;
+  c.n_routed_experts = 8;
+  c.num_experts_per_tok = 2;
   c.first_k_dense_replace = 1;
-  c.rms_norm_eps = 1e-6;
-  c.rope_theta = 10000;
-  c.rope_scaling = {.yarn = true, .factor = 40, .mscale = 0.707, .mscale_all_dim = 0.707};
-  c.max_position_embeddings = 163840;
+  if (c.n_group > 1) {
+    c.n_group = 4;
+    c.topk_group = 2;
+  }
+  if (c.q_lora_rank > 0) c.q_lora_rank = 64;
   return c;
 }
 
-ModelConfig V3Config(bool tiny) {
-  ModelConfig c = V2LiteConfig(tiny);
-  c.model_type = "deepseek_v3";
-  c.topk_method = "noaux_tc";
-  c.scoring_func = "sigmoid";
-  c.norm_topk_prob = true;
-  c.routed_scaling_factor = 2.5;
-  c.n_shared_experts = 1;
-  c.n_group = tiny ? 4 : 8;
-  c.topk_group = tiny ? 2 : 4;
-  c.q_lora_rank = tiny ? 64 : 1536;
-  if (tiny) return c;
-  c.vocab_size = 129280;
-  c.hidden_size = 7168;
-  c.intermediate_size = 18432;
-  c.moe_intermediate_size = 2048;
-  c.num_hidden_layers = 61;
-  c.num_attention_heads = 128;
-  c.n_routed_experts = 256;
-  c.num_experts_per_tok = 8;
-  c.first_k_dense_replace = 3;
-  return c;
-}
+}  // namespace
+
+ModelConfig V2LiteConfig(bool tiny) { return tiny ? Tiny(V2LiteShape()) : V2LiteShape(); }
+
+ModelConfig V3Config(bool tiny) { return tiny ? Tiny(V3Shape()) : V3Shape(); }
 
 }  // namespace jevons

@@ -65,7 +65,7 @@ Deployment DeploymentOf(const Flags& flags, const Gpu& gpu, int32_t ranks) {
   if (flags.fp8) d.dispatch_value_bytes = kFp8RowBytes;
   if (flags.padded) d.sizes = Sizes::kPadded;
   if (flags.one_batch) d.overlap = Overlap::kNone;
-  d.slots_per_rank = SlotsPerRank(V3(), ranks, flags.redundancy);
+  d.slots_per_rank = SlotsPerRank(V3Shape(), ranks, flags.redundancy);
   d.imbalance = flags.imbalance;
   return d;
 }

@@ -18,7 +18,7 @@ Deployment OneGpu(const Gpu& gpu) {
   Deployment d;
   d.gpu = gpu;
   d.kernels = PublishedKernels(gpu);
-  d.slots_per_rank = V3().n_routed_experts;
+  d.slots_per_rank = V3Shape().n_routed_experts;
   d.routing = Routing::kBalanced;
   return d;
 }
@@ -52,7 +52,7 @@ void AddExperts(std::vector<Check>& out) {
                           {kSglang, H200(), 1, 109, false},    {kTrtLlm, H200(), 32, 2644, true}};
   for (const Point& point : points) {
     const LayerTime layer =
-        MoeLayerTime(V3(), OneGpu(point.gpu), {.num_seqs = point.tokens, .context = 0});
+        MoeLayerTime(V3Shape(), OneGpu(point.gpu), {.num_seqs = point.tokens, .context = 0});
     out.push_back({"kernel", absl::StrFormat("experts, %s, %d rows", point.gpu.name, point.tokens),
                    point.source, "us", point.us, layer.parts[kExperts] / kMicro, point.is_input});
   }
@@ -71,7 +71,7 @@ void AddAttention(std::vector<Check>& out) {
                              {256, 16384, 1862, true}};
   for (const Point& point : kCore) {
     const LayerTime layer =
-        MoeLayerTime(V3(), OneGpu(H100()), {.num_seqs = point.seqs, .context = point.context});
+        MoeLayerTime(V3Shape(), OneGpu(H100()), {.num_seqs = point.seqs, .context = point.context});
     out.push_back({"kernel", absl::StrFormat("MLA core, H100, %d x %d", point.seqs, point.context),
                    kTrtLlm, "us", point.us, layer.parts[kAttention] / kMicro, point.is_input});
   }
@@ -81,7 +81,7 @@ void AddAttention(std::vector<Check>& out) {
   for (const Point& point : kBlock) {
     const Deployment d = OneGpu(H100());
     const LayerTime layer =
-        MoeLayerTime(V3(), d, {.num_seqs = point.seqs, .context = point.context});
+        MoeLayerTime(V3Shape(), d, {.num_seqs = point.seqs, .context = point.context});
     const double seconds =
         layer.parts[kAttention] + layer.parts[kProjections] + 6 * d.kernels.boundary;
     out.push_back({"kernel", absl::StrFormat("attention block, H100, %d x 1024", point.seqs),
@@ -100,8 +100,8 @@ void AddExchanges(std::vector<Check>& out) {
   for (const Point& point : kPoints) {
     const Deployment d =
         Published(H800(), point.ranks, (256 + point.ranks - 1) / point.ranks, false);
-    const double dispatch = ExchangeSeconds(d, DispatchTraffic(V3(), d, 128));
-    const double combine = ExchangeSeconds(d, CombineTraffic(V3(), d, 128));
+    const double dispatch = ExchangeSeconds(d, DispatchTraffic(V3Shape(), d, 128));
+    const double combine = ExchangeSeconds(d, CombineTraffic(V3Shape(), d, 128));
     const bool is_input = point.ranks == 128;
     out.push_back({"exchange", absl::StrFormat("dispatch, H800, 128 rows, EP%d", point.ranks),
                    kDeepEp, "us", point.dispatch_us, dispatch / kMicro, is_input});
@@ -112,7 +112,7 @@ void AddExchanges(std::vector<Check>& out) {
 
 // Tokens a second and GPU. `drafts_kept`: of the tokens to check beyond the first.
 absl::StatusOr<double> Speed(const Deployment& d, const Step& step, double drafts_kept = 0) {
-  ASSIGN_OR_RETURN(const StepTime time, Simulate(V3(), d, step));
+  ASSIGN_OR_RETURN(const StepTime time, Simulate(V3Shape(), d, step));
   if (step.prefill) return step.num_tokens() / time.seconds;
   return step.num_seqs * (1 + drafts_kept * (step.tokens_per_seq - 1)) / time.seconds;
 }

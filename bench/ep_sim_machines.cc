@@ -10,29 +10,6 @@ constexpr double kMicro = 1e-6;
 
 }  // namespace
 
-ModelConfig V3() {
-  ModelConfig c;
-  c.model_type = "deepseek_v3";
-  c.vocab_size = 129280;
-  c.hidden_size = 7168;
-  c.intermediate_size = 18432;
-  c.moe_intermediate_size = 2048;
-  c.num_hidden_layers = 61;
-  c.num_attention_heads = 128;
-  c.q_lora_rank = 1536;
-  c.kv_lora_rank = 512;
-  c.qk_nope_head_dim = 128;
-  c.qk_rope_head_dim = 64;
-  c.v_head_dim = 128;
-  c.n_routed_experts = 256;
-  c.n_shared_experts = 1;
-  c.num_experts_per_tok = 8;
-  c.n_group = 8;
-  c.topk_group = 4;
-  c.first_k_dense_replace = 3;
-  return c;
-}
-
 // read: what the best published kernels reach (3.05 and 4.26 TB/s in TensorRT-LLM's V3 experts),
 // rounded down. Links: NVIDIA's data sheets, one direction; a 400 Gb/s adapter a GPU.
 Gpu H100() {
@@ -111,7 +88,7 @@ Deployment Baseline(const Gpu& gpu, int32_t num_ranks) {
   d.kernels = PublishedKernels(gpu);
   d.transport = LowLatency();
   d.num_ranks = num_ranks;
-  d.slots_per_rank = SlotsPerRank(V3(), num_ranks, 0.125);
+  d.slots_per_rank = SlotsPerRank(V3Shape(), num_ranks, 0.125);
   d.overlap = Overlap::kTwoBatches;
   d.shared_fills_gaps = true;
   d.imbalance = 1.15;

@@ -3,11 +3,9 @@
 #pragma once
 
 #include "bench/ep_sim_model.h"
+#include "bench/model_shapes.h"
 
 namespace jevons::ep_sim {
-
-// DeepSeek-V3 as published.
-ModelConfig V3();
 
 Gpu H100();
 Gpu H200();

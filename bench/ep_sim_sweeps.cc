@@ -150,9 +150,9 @@ Panel OverlapPanel() {
     for (const int32_t seqs : kBatches) {
       if (seqs < 2) continue;
       Deployment d = Baseline(gpu, ranks);
-      const absl::StatusOr<StepTime> two = Simulate(V3(), d, Decode(seqs));
+      const absl::StatusOr<StepTime> two = Simulate(V3Shape(), d, Decode(seqs));
       d.overlap = Overlap::kNone;
-      const absl::StatusOr<StepTime> one = Simulate(V3(), d, Decode(seqs));
+      const absl::StatusOr<StepTime> one = Simulate(V3Shape(), d, Decode(seqs));
       if (two.ok() && one.ok()) series.points.emplace_back(seqs, one->seconds / two->seconds);
     }
     panel.series.push_back(std::move(series));
@@ -194,7 +194,7 @@ Panel ImbalancePanel() {
 std::vector<Named> Changes() {
   const auto slots = [](double redundancy, double imbalance) {
     return [=](Deployment& d) {
-      d.slots_per_rank = SlotsPerRank(V3(), d.num_ranks, redundancy);
+      d.slots_per_rank = SlotsPerRank(V3Shape(), d.num_ranks, redundancy);
       d.imbalance = imbalance;
     };
   };
@@ -230,9 +230,9 @@ absl::StatusOr<Outcome> Best(const Deployment& deployment, const Step& step) {
   Deployment one = deployment;
   one.overlap = Overlap::kNone;
   Outcome out;
-  ASSIGN_OR_RETURN(out.time, Simulate(V3(), one, step));
+  ASSIGN_OR_RETURN(out.time, Simulate(V3Shape(), one, step));
   if (deployment.overlap == Overlap::kTwoBatches) {
-    ASSIGN_OR_RETURN(StepTime two, Simulate(V3(), deployment, step));
+    ASSIGN_OR_RETURN(StepTime two, Simulate(V3Shape(), deployment, step));
     out.two_batches = two.seconds < out.time.seconds;
     if (out.two_batches) out.time = std::move(two);
   }

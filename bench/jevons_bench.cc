@@ -12,6 +12,7 @@
 #include "absl/strings/str_format.h"
 #include "bench/ceilings.h"
 #include "bench/model_driver.h"
+#include "bench/model_shapes.h"
 #include "bench/random_checkpoint.h"
 #include "cpu/cpu_backend.h"
 #include "model/tensor_specs.h"
@@ -33,33 +34,6 @@ struct Flags {
   int32_t rounds = 7;
   int32_t threads = 0;
 };
-
-// DeepSeek-V2-Lite's published dimensions, fewer layers.
-ModelConfig V2LiteConfig(int32_t num_layers) {
-  ModelConfig c;
-  c.model_type = "deepseek_v2";
-  c.vocab_size = 102400;
-  c.hidden_size = 2048;
-  c.intermediate_size = 10944;
-  c.moe_intermediate_size = 1408;
-  c.num_hidden_layers = num_layers;
-  c.num_attention_heads = 16;
-  c.kv_lora_rank = 512;
-  c.qk_nope_head_dim = 128;
-  c.qk_rope_head_dim = 64;
-  c.v_head_dim = 128;
-  c.n_routed_experts = 64;
-  c.n_shared_experts = 2;
-  c.num_experts_per_tok = 6;
-  c.topk_method = "greedy";
-  c.scoring_func = "softmax";
-  c.first_k_dense_replace = 1;
-  c.rms_norm_eps = 1e-6;
-  c.rope_theta = 10000;
-  c.rope_scaling = {.yarn = true, .factor = 40, .mscale = 0.707, .mscale_all_dim = 0.707};
-  c.max_position_embeddings = 163840;
-  return c;
-}
 
 double Median(std::vector<double> values) {
   std::nth_element(values.begin(), values.begin() + values.size() / 2, values.end());
@@ -188,7 +162,8 @@ absl::Status Run(const Flags& flags) {
   RETURN_IF_ERROR(BenchModel("demo_", *demo, flags.rounds, demo_depth, pool, history, report));
   demo.reset();
 
-  const ModelConfig config = V2LiteConfig(flags.layers);
+  ModelConfig config = V2LiteShape();
+  config.num_hidden_layers = flags.layers;
   ASSIGN_OR_RETURN(auto large_backend, backend());
   std::printf("making a random model of DeepSeek-V2-Lite's dimensions, %d layers\n", flags.layers);
   ASSIGN_OR_RETURN(

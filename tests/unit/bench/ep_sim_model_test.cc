@@ -31,7 +31,7 @@ Deployment Roofline() {
 }
 
 ModelConfig Small() {
-  ModelConfig c = V3();
+  ModelConfig c = V3Shape();
   c.hidden_size = 10;
   c.n_routed_experts = 8;
   c.n_group = 1;
@@ -54,7 +54,7 @@ TEST(EpSimModelTest, ALayerOnOneGpuIsItsRoofline) {
   for (const Row& row : {Row{1, 133, 196}, Row{8, 859, 926}, Row{64, 3283, 3376},
                          Row{256, 3777, 3973}, Row{1024, 3834, 4616}, Row{4096, 4056, 7182}}) {
     const LayerTime layer =
-        MoeLayerTime(V3(), Roofline(), {.num_seqs = row.batch, .context = 1024});
+        MoeLayerTime(V3Shape(), Roofline(), {.num_seqs = row.batch, .context = 1024});
     const double moe = layer.parts[kRouter] + layer.parts[kExperts] + layer.parts[kShared];
     const double rest = layer.parts[kProjections] + layer.parts[kAttention];
     EXPECT_NEAR(moe * 1e6, row.moe_us, 0.001 * row.moe_us + 0.5) << row.batch;
@@ -67,20 +67,20 @@ TEST(EpSimModelTest, ALayerOnOneGpuIsItsRoofline) {
 TEST(EpSimModelTest, TheWholeModelHas671BillionWeights) {
   Deployment d = Roofline();
   d.weight_value_bytes = 2;
-  const Memory memory = MemoryOf(V3(), d, {.num_seqs = 1, .context = 0});
+  const Memory memory = MemoryOf(V3Shape(), d, {.num_seqs = 1, .context = 0});
   EXPECT_NEAR((memory.replicated + memory.experts) / 2, 671.0e9, 0.1e9);
   const Step step = {.num_seqs = 3, .context = 99};
-  EXPECT_EQ(MemoryOf(V3(), d, step).cache, 3 * 100 * 70272.0);
+  EXPECT_EQ(MemoryOf(V3Shape(), d, step).cache, 3 * 100 * 70272.0);
 }
 
 TEST(EpSimModelTest, APromptsTokensSeeHalfOfItOnAverage) {
   Deployment d = Roofline();
   const Step step = {.prefill = true, .num_seqs = 2, .tokens_per_seq = 1000};
   // 2 prompts of 1,000 tokens with 500 pairs each, 128 heads of 192 + 128, two flops.
-  EXPECT_NEAR(MoeLayerTime(V3(), d, step).parts[kAttention],
+  EXPECT_NEAR(MoeLayerTime(V3Shape(), d, step).parts[kAttention],
               2.0 * 2 * 1000 * 500 * 128 * 320 / 600e12, 1e-12);
   d.kernels.absorbed_prefill = true;
-  EXPECT_NEAR(MoeLayerTime(V3(), d, step).parts[kAttention],
+  EXPECT_NEAR(MoeLayerTime(V3Shape(), d, step).parts[kAttention],
               2.0 * 2 * 1000 * 500 * 128 * 1088 / 600e12, 1e-12);
 }
 
@@ -90,10 +90,10 @@ TEST(EpSimModelTest, DraftsAddFlopsButReadTheCacheOnce) {
   slow.gpu.read = 1e9;  // the cache decides
   const Step one = {.num_seqs = 4, .context = 4096};
   const Step two = {.num_seqs = 4, .tokens_per_seq = 2, .context = 4096};
-  EXPECT_DOUBLE_EQ(MoeLayerTime(V3(), d, two).parts[kAttention],
-                   2 * MoeLayerTime(V3(), d, one).parts[kAttention]);
-  EXPECT_DOUBLE_EQ(MoeLayerTime(V3(), slow, two).parts[kAttention],
-                   MoeLayerTime(V3(), slow, one).parts[kAttention]);
+  EXPECT_DOUBLE_EQ(MoeLayerTime(V3Shape(), d, two).parts[kAttention],
+                   2 * MoeLayerTime(V3Shape(), d, one).parts[kAttention]);
+  EXPECT_DOUBLE_EQ(MoeLayerTime(V3Shape(), slow, two).parts[kAttention],
+                   MoeLayerTime(V3Shape(), slow, one).parts[kAttention]);
 }
 
 TEST(EpSimModelTest, HitProbabilityByHand) {
@@ -111,7 +111,7 @@ TEST(EpSimModelTest, HitProbabilityByHand) {
 }
 
 TEST(EpSimModelTest, HitProbabilityIsThatOfRandomTokens) {
-  const ModelConfig c = V3();
+  const ModelConfig c = V3Shape();
   std::mt19937 random(7);
   constexpr int32_t kTokens = 20000;
   const std::vector<int32_t> sizes = {2, 4, 32, 64, 85, 128, 200};
@@ -135,16 +135,16 @@ TEST(EpSimModelTest, HitProbabilityIsThatOfRandomTokens) {
 
 TEST(EpSimModelTest, DistinctExpertsAsTheFormulaSays) {
   Deployment d = Roofline();
-  EXPECT_NEAR(DistinctExperts(V3(), d, 1), 8, 1e-9);
-  EXPECT_NEAR(DistinctExperts(V3(), d, 8), 57.4, 0.05);
-  EXPECT_NEAR(DistinctExperts(V3(), d, 64), 222.4, 0.05);
-  EXPECT_NEAR(DistinctExperts(V3(), d, 256), 255.9, 0.05);
+  EXPECT_NEAR(DistinctExperts(V3Shape(), d, 1), 8, 1e-9);
+  EXPECT_NEAR(DistinctExperts(V3Shape(), d, 8), 57.4, 0.05);
+  EXPECT_NEAR(DistinctExperts(V3Shape(), d, 64), 222.4, 0.05);
+  EXPECT_NEAR(DistinctExperts(V3Shape(), d, 256), 255.9, 0.05);
   d.num_ranks = 32;
   d.slots_per_rank = 8;
-  EXPECT_NEAR(32 * DistinctExperts(V3(), d, 64), 222.4, 0.05);
+  EXPECT_NEAR(32 * DistinctExperts(V3Shape(), d, 64), 222.4, 0.05);
   d.routing = Routing::kBalanced;
-  EXPECT_DOUBLE_EQ(DistinctExperts(V3(), d, 8), 2);
-  EXPECT_DOUBLE_EQ(DistinctExperts(V3(), d, 1000), 8);
+  EXPECT_DOUBLE_EQ(DistinctExperts(V3Shape(), d, 8), 2);
+  EXPECT_DOUBLE_EQ(DistinctExperts(V3Shape(), d, 1000), 8);
 }
 
 TEST(EpSimModelTest, TrafficByHand) {
@@ -178,7 +178,7 @@ TEST(EpSimModelTest, TheFewerRowsTheFewerBytes) {
     Deployment d = Baseline(H100(), ranks);
     const auto rdma = [&](Send send) {
       d.combine = send;
-      return CombineTraffic(V3(), d, 100).rdma_bytes;
+      return CombineTraffic(V3Shape(), d, 100).rdma_bytes;
     };
     const double choice = rdma(Send::kPerChoice);
     const double rank = rdma(Send::kPerRank);
@@ -230,7 +230,7 @@ TEST(EpSimModelTest, ALinkWithoutCostLeavesTheKernels) {
     Deployment d = Baseline(H100(), 72);
     d.overlap = overlap;
     d.transport = {.efficiency = 1e12};
-    const absl::StatusOr<StepTime> time = Simulate(V3(), d, {.num_seqs = 64, .context = 2048});
+    const absl::StatusOr<StepTime> time = Simulate(V3Shape(), d, {.num_seqs = 64, .context = 2048});
     ASSERT_TRUE(time.ok()) << time.status();
     EXPECT_NEAR(time->seconds, Sum(*time), 1e-9);
     EXPECT_NE(time->binds, "network");
@@ -239,7 +239,7 @@ TEST(EpSimModelTest, ALinkWithoutCostLeavesTheKernels) {
 
 TEST(EpSimModelTest, AStepIsItsPartsAndWhatIsExposed) {
   const absl::StatusOr<StepTime> time =
-      Simulate(V3(), Baseline(H100(), 72), {.num_seqs = 128, .context = 2048});
+      Simulate(V3Shape(), Baseline(H100(), 72), {.num_seqs = 128, .context = 2048});
   ASSERT_TRUE(time.ok()) << time.status();
   EXPECT_GT(time->exposed, 0);
   EXPECT_LT(time->exposed, time->dispatch + time->combine);
@@ -250,18 +250,18 @@ TEST(EpSimModelTest, AStepIsItsPartsAndWhatIsExposed) {
 TEST(EpSimModelTest, TwoBatchesReadTheWeightsTwice) {
   Deployment d = Baseline(H100(), 72);
   const Step step = {.num_seqs = 32, .context = 2048};
-  const absl::StatusOr<StepTime> two = Simulate(V3(), d, step);
+  const absl::StatusOr<StepTime> two = Simulate(V3Shape(), d, step);
   d.overlap = Overlap::kNone;
-  const absl::StatusOr<StepTime> one = Simulate(V3(), d, step);
+  const absl::StatusOr<StepTime> one = Simulate(V3Shape(), d, step);
   ASSERT_TRUE(one.ok() && two.ok());
   EXPECT_NEAR(two->parts[kProjections], 2 * one->parts[kProjections], 1e-12);
   EXPECT_EQ(two->parts[kHead], one->parts[kHead]);
   // A step of one sequence cannot be halved.
   d.overlap = Overlap::kTwoBatches;
   const Step single = {.num_seqs = 1, .context = 2048};
-  const absl::StatusOr<StepTime> whole = Simulate(V3(), d, single);
+  const absl::StatusOr<StepTime> whole = Simulate(V3Shape(), d, single);
   d.overlap = Overlap::kNone;
-  EXPECT_EQ(whole->seconds, Simulate(V3(), d, single)->seconds);
+  EXPECT_EQ(whole->seconds, Simulate(V3Shape(), d, single)->seconds);
 }
 
 TEST(EpSimModelTest, MoreOfAnythingIsNeverSlower) {
@@ -296,12 +296,12 @@ TEST(EpSimModelTest, MoreOfAnythingIsNeverSlower) {
     Step step = {.num_seqs = pick({1, 2, 31, 256}), .context = pick({0, 2048, 65536})};
     step.prefill = random() % 2;
     if (step.prefill) step.tokens_per_seq = pick({1, 512, 4096});
-    const absl::StatusOr<StepTime> before = Simulate(V3(), d, step);
+    const absl::StatusOr<StepTime> before = Simulate(V3Shape(), d, step);
     ASSERT_TRUE(before.ok()) << before.status();
     for (const Change change : changes) {
       Deployment better = d;
       change(better);
-      const absl::StatusOr<StepTime> after = Simulate(V3(), better, step);
+      const absl::StatusOr<StepTime> after = Simulate(V3Shape(), better, step);
       ASSERT_TRUE(after.ok()) << after.status();
       EXPECT_LE(after->seconds, before->seconds * (1 + 1e-12));
       EXPECT_GT(after->seconds, 0);
@@ -313,24 +313,24 @@ TEST(EpSimModelTest, MoreOfAnythingIsNeverSlower) {
 
 TEST(EpSimModelTest, WhatDoesNotFitIsRefusedWithNumbers) {
   const Step step = {.num_seqs = 1, .context = 1024};
-  const absl::Status status = Simulate(V3(), Baseline(H100(), 8), step).status();
+  const absl::Status status = Simulate(V3Shape(), Baseline(H100(), 8), step).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
   EXPECT_THAT(std::string(status.message()),
               AllOf(HasSubstr("H100 has 72.0 GB"), HasSubstr("92.0 experts")));
-  EXPECT_TRUE(Simulate(V3(), Baseline(H200(), 8), step).ok());
-  EXPECT_TRUE(Simulate(V3(), Baseline(H100(), 16), step).ok());
+  EXPECT_TRUE(Simulate(V3Shape(), Baseline(H200(), 8), step).ok());
+  EXPECT_TRUE(Simulate(V3Shape(), Baseline(H100(), 16), step).ok());
   // The cache decides: one token more a sequence does not fit.
   const Deployment d = Baseline(H100(), 72);
   Step full = {.num_seqs = 64, .context = 0};
-  const Memory empty = MemoryOf(V3(), d, full);
+  const Memory empty = MemoryOf(V3Shape(), d, full);
   full.context = static_cast<int64_t>((empty.limit - empty.total()) / (64 * 70272.0));
-  EXPECT_TRUE(Simulate(V3(), d, full).ok());
+  EXPECT_TRUE(Simulate(V3Shape(), d, full).ok());
   ++full.context;
-  EXPECT_EQ(Simulate(V3(), d, full).status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(Simulate(V3Shape(), d, full).status().code(), absl::StatusCode::kResourceExhausted);
   // Room for the worst case of a prompt on every rank.
   Deployment padded = Baseline(H100(), 32);
   padded.sizes = Sizes::kPadded;
-  EXPECT_EQ(Simulate(V3(), padded, {.prefill = true, .num_seqs = 4, .tokens_per_seq = 4096})
+  EXPECT_EQ(Simulate(V3Shape(), padded, {.prefill = true, .num_seqs = 4, .tokens_per_seq = 4096})
                 .status()
                 .code(),
             absl::StatusCode::kResourceExhausted);
@@ -342,7 +342,7 @@ TEST(EpSimModelTest, WhatMakesNoSenseIsRefused) {
     Deployment d = Baseline(H200(), 16);
     Step s = step;
     change(d, s);
-    const absl::Status status = Simulate(V3(), d, s).status();
+    const absl::Status status = Simulate(V3Shape(), d, s).status();
     EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << text;
     EXPECT_THAT(std::string(status.message()), HasSubstr(text));
   };

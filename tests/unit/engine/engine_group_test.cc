@@ -7,6 +7,7 @@
 #include "base/random.h"
 #include "gtest/gtest.h"
 #include "tests/support/engine_run.h"
+#include "tests/support/skewed_checkpoint.h"
 #include "tests/support/tiny_model.h"
 
 namespace jevons {
@@ -157,25 +158,12 @@ INSTANTIATE_TEST_SUITE_P(Models, EngineGroupTest,
                            return info.param.n_routed_experts > 0 ? info.param.model_type : "dense";
                          });
 
-// Its router biases make the first half of the experts the choice of all tokens.
-class SkewedCheckpoint : public RandomCheckpoint {
- public:
-  explicit SkewedCheckpoint(const ModelConfig& config)
-      : RandomCheckpoint(config, 7), num_wanted_(config.n_routed_experts / 2) {}
-  absl::StatusOr<TensorView> Find(std::string_view name) const override {
-    ASSIGN_OR_RETURN(TensorView out, RandomCheckpoint::Find(name));
-    if (name.find("e_score_correction_bias") == std::string_view::npos) return out;
-    for (int32_t e = 0; e < num_wanted_; ++e) out.ptr<uint16_t>()[e] = FloatToBf16(1000);
-    return out;
-  }
-
- private:
-  const int32_t num_wanted_;
-};
-
 class ExpertBalancerTest : public testing::Test {
  protected:
   void SetUp() override { SKIP_WITHOUT_TEST_BACKEND(); }
+
+  // Half of the experts have all the work.
+  static SkewedCheckpoint Skewed() { return {TinyV3Config(), 7, 6}; }
 
   using Reopen = decltype(LoadedModel::reopen);
   // `reopen_of(rank)` opens the checkpoint once more.
@@ -185,7 +173,7 @@ class ExpertBalancerTest : public testing::Test {
     options.balance_interval_steps = 5;
     options.cpu_target = TestCpuTarget();
     options.backend = BackendKind::kCpu;
-    auto group = LoadModelGroup(options, TinyV3Config(), SkewedCheckpoint(TinyV3Config()));
+    auto group = LoadModelGroup(options, TinyV3Config(), Skewed());
     EXPECT_TRUE(group.ok()) << group.status();
     for (int r = 0; r < num_ranks; ++r) group->models[r].reopen = reopen_of(r);
     return StartEngine(*std::move(group), &clock_);
@@ -194,13 +182,12 @@ class ExpertBalancerTest : public testing::Test {
     EngineOptions options = Options(1);
     options.cpu_target = TestCpuTarget();
     options.backend = BackendKind::kCpu;
-    auto model =
-        LoadModel(options, TinyV3Config(), SkewedCheckpoint(TinyV3Config()), nullptr, nullptr);
+    auto model = LoadModel(options, TinyV3Config(), Skewed(), nullptr, nullptr);
     EXPECT_TRUE(model.ok()) << model.status();
     return RunTogether(*StartEngine(*std::move(model), &clock_), requests);
   }
   static absl::StatusOr<std::unique_ptr<Checkpoint>> OpenAgain() {
-    return std::make_unique<SkewedCheckpoint>(TinyV3Config());
+    return std::make_unique<SkewedCheckpoint>(Skewed());
   }
 
   RealClock clock_;

@@ -9,6 +9,7 @@
 #include "gtest/gtest.h"
 #include "model/model_runner.h"
 #include "parallel/thread_communicator.h"
+#include "tests/support/skewed_checkpoint.h"
 #include "tests/support/tiny_model.h"
 #ifdef JEVONS_TEST_CUDA
 #include "parallel/nccl_communicator.h"
@@ -28,23 +29,72 @@ struct Layout {
   int32_t num_ranks = 1;
   int32_t num_redundant = 0;
   int32_t masked_capacity = 0;
-  int32_t num_wanted = 0;  // of the first experts, which all tokens want; 0: as the weights say
+  bool checks_bytes = false;  // of the exchanges, against the formula
+  int32_t num_wanted = 0;     // of the first experts, which all tokens want; 0: as the weights say
 };
 
-// Its biases make the first experts the choice of all tokens.
-class SkewedCheckpoint : public RandomCheckpoint {
+// Holds what a rank exchanges in each layer of a contiguous step against the formula of
+// docs/expert-parallel.md.
+class FormulaCommunicator : public Communicator {
  public:
-  SkewedCheckpoint(const ModelConfig& config, int32_t num_wanted)
-      : RandomCheckpoint(config, 3), num_wanted_(num_wanted) {}
-  absl::StatusOr<TensorView> Find(std::string_view name) const override {
-    ASSIGN_OR_RETURN(TensorView out, RandomCheckpoint::Find(name));
-    if (name.find("e_score_correction_bias") == std::string_view::npos) return out;
-    for (int32_t e = 0; e < num_wanted_; ++e) out.ptr<uint16_t>()[e] = FloatToBf16(1000);
-    return out;
+  FormulaCommunicator(std::unique_ptr<Communicator> inner, const ModelConfig& config)
+      : inner_(std::move(inner)), config_(config) {}
+
+  std::string Description() const override { return inner_->Description(); }
+  RankInfo info() const override { return inner_->info(); }
+  absl::Status AllToAll(const AllToAllArgs& args) override {
+    const absl::Status status = inner_->AllToAll(args);
+    const int64_t row = int64_t{config_.hidden_size} * 4;
+    for (int32_t r = 0; r < info().world_size; ++r) {
+      switch (num_calls_ % 4) {
+        case 0:
+          EXPECT_EQ(args.send_bytes[r], 8);
+          std::memcpy(&sent_[r], static_cast<const char*>(args.send) + args.send_offsets[r], 8);
+          std::memcpy(&got_[r], static_cast<const char*>(args.recv) + args.recv_offsets[r], 8);
+          break;
+        case 1:
+          EXPECT_EQ(args.send_bytes[r], sent_[r].rows * row);
+          break;
+        case 2:
+          EXPECT_EQ(args.send_bytes[r], sent_[r].rows * 4 * config_.num_experts_per_tok);
+          break;
+        case 3:
+          EXPECT_EQ(args.send_bytes[r], got_[r].choices * row);
+          EXPECT_EQ(args.recv_bytes[r], sent_[r].choices * row);
+          break;
+      }
+    }
+    ++num_calls_;
+    return status;
+  }
+  absl::Status AllGather(const void* send, int64_t bytes, void* recv) override {
+    return inner_->AllGather(send, bytes, recv);
+  }
+  absl::Status Broadcast(void* data, int64_t bytes, int32_t root) override {
+    return inner_->Broadcast(data, bytes, root);
+  }
+  absl::Status AllReduce(std::span<int64_t> values, ReduceOp op) override {
+    return inner_->AllReduce(values, op);
+  }
+  absl::Status Barrier(absl::Duration timeout) override { return inner_->Barrier(timeout); }
+  absl::Status Wait() override { return inner_->Wait(); }
+  void Abort(const std::string& reason) override { inner_->Abort(reason); }
+
+  ~FormulaCommunicator() override {
+    // Counts, tokens, choices, results.
+    EXPECT_GT(num_calls_, 0);
+    EXPECT_EQ(num_calls_ % 4, 0);
   }
 
  private:
-  const int32_t num_wanted_;
+  struct Counts {
+    int32_t rows = 0;
+    int32_t choices = 0;
+  };
+  const std::unique_ptr<Communicator> inner_;
+  const ModelConfig config_;
+  int64_t num_calls_ = 0;
+  Counts sent_[8], got_[8];
 };
 
 // Ranks that are threads reach each other's host memory, and devices over NCCL.
@@ -65,7 +115,7 @@ std::unique_ptr<Communicator> Connect(std::unique_ptr<Communicator> member, Back
 LogitRows RunRank(const ModelConfig& config, const Layout& layout,
                   std::unique_ptr<Communicator> member, const std::vector<Tokens>& steps) {
   LogitRows out;
-  const SkewedCheckpoint checkpoint(config, layout.num_wanted);
+  const SkewedCheckpoint checkpoint(config, 3, layout.num_wanted);
   const int32_t device = member != nullptr ? member->info().rank : 0;
   auto backend = MakeTestBackend(device);
   const auto communicator = Connect(std::move(member), *backend);
@@ -125,7 +175,9 @@ LogitRows RunRank(const ModelConfig& config, const Layout& layout,
     }
   }
   // None may go while another still reads from it.
-  if (communicator != nullptr) EXPECT_TRUE(communicator->Barrier(absl::Minutes(5)).ok());
+  if (communicator != nullptr) {
+    EXPECT_TRUE(communicator->Barrier(absl::Minutes(5)).ok());
+  }
   return out;
 }
 
@@ -189,7 +241,7 @@ TEST_P(ExpertParallelTest, AnyNumberOfRanksGivesTheBitsOfOne) {
   // The emulator is slow.
   for (int32_t num_ranks : kTestsCuda ? std::vector{1, 3} : std::vector{1, 2, 3, 4, 8}) {
     for (int32_t num_redundant : kTestsCuda ? std::vector{5} : std::vector{0, 5}) {
-      ExpectBitsOfOneRank(GetParam(), {num_ranks, num_redundant});
+      ExpectBitsOfOneRank(GetParam(), {num_ranks, num_redundant, 0, !kTestsCuda});
     }
   }
 }
@@ -241,7 +293,7 @@ INSTANTIATE_TEST_SUITE_P(V2AndV3, ExpertParallelTest,
 TEST(SkewedExpertsTest, AllTokensMayWantTheExpertsOfOneRank) {
   SKIP_WITHOUT_TEST_BACKEND();
   for (int32_t capacity : {0, kMaxTokens}) {
-    ExpectBitsOfOneRank(TinyV3Config(), {2, 0, capacity, 6});
+    ExpectBitsOfOneRank(TinyV3Config(), {2, 0, capacity, false, 6});
   }
 }
 
