@@ -25,9 +25,9 @@ struct LoadedModel {
   std::unique_ptr<ChatFormat> chat_format;
   std::unique_ptr<Backend> backend;
   std::unique_ptr<Communicator> communicator;  // null without a group; may queue among the ops
-  std::unique_ptr<ModelRunner> runner;  // uses `backend` and `communicator`
-  EngineOptions options;                // resolved
-  std::vector<int32_t> end_ids;         // of the model's files and its chat template, rising
+  std::unique_ptr<ModelRunner> runner;         // uses `backend` and `communicator`
+  EngineOptions options;                       // resolved
+  std::vector<int32_t> end_ids;                // of the model's files and its chat template, rising
   GenerationLimits limits;
   int32_t num_blocks = 0;
   // Opens the checkpoint once more, on any thread; empty where that cannot be.

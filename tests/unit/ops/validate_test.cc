@@ -187,7 +187,7 @@ TEST(ValidateTest, MlaAttentionChecksEveryIndexThatItWouldRead) {
   args.out = F32({3, 2, 6});
   EXPECT_TRUE(Validate(args).ok());
   table[1] = 3;
-  ExpectRefused(Validate(args), "MlaAttention: block_tables[0] must be in [-1, 2], got 3");
+  ExpectRefused(Validate(args), "MlaAttention: block_tables[0] must be in [0, 2], got 3");
   table[1] = 2;
   table[3] = -9;
   EXPECT_TRUE(Validate(args).ok()) << "a block past the context is not read";
