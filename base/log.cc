@@ -19,6 +19,8 @@ spdlog::logger& Logger() {
   return *logger;
 }
 
+int32_t log_rank = -1;  // -1: not said
+
 bool IsPrintable(char c) { return c >= ' ' && c <= '~'; }
 
 bool IsPlain(std::string_view value) {
@@ -46,6 +48,7 @@ void Write(spdlog::level::level_enum level, std::string_view event,
            std::initializer_list<LogField> fields) {
   if (!Logger().should_log(level)) return;
   std::string line(event);
+  if (log_rank >= 0) line += absl::StrCat(" rank=", log_rank);
   for (const LogField& field : fields) {
     line.append(" ").append(field.key).append("=");
     if (IsPlain(field.value)) {
@@ -68,6 +71,8 @@ void LogWarning(std::string_view event, std::initializer_list<LogField> fields) 
 void LogError(std::string_view event, std::initializer_list<LogField> fields) {
   Write(spdlog::level::err, event, fields);
 }
+
+void SetLogRank(int32_t rank) { log_rank = rank; }
 
 void SetLogLevel(LogLevel level) {
   Logger().set_level(level == LogLevel::kInfo      ? spdlog::level::info

@@ -6,6 +6,7 @@
 //   LogInfo("server_started", {{"listen", address}, {"model", name}});
 #pragma once
 
+#include <cstdint>
 #include <initializer_list>
 #include <string>
 #include <string_view>
@@ -26,6 +27,9 @@ struct LogField {
 void LogInfo(std::string_view event, std::initializer_list<LogField> fields = {});
 void LogWarning(std::string_view event, std::initializer_list<LogField> fields = {});
 void LogError(std::string_view event, std::initializer_list<LogField> fields = {});
+
+// Each line says rank=... from now on. Call before threads start.
+void SetLogRank(int32_t rank);
 
 enum class LogLevel { kInfo, kWarning, kError };
 // Lines below `level` are dropped. Call before threads start.

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <memory>
+#include <string>
+#include <string_view>
 
 #include "base/status.h"
 #include "ops/backend.h"
@@ -29,5 +31,9 @@ int32_t UsableCpus();
 
 // "baseline", "avx2", "avx512"; INVALID_ARGUMENT for others. The empty string is kBest.
 absl::StatusOr<CpuTarget> ParseCpuTarget(std::string_view name);
+
+// The process computes with the target of this name from now on, as with a backend of it. Returns what
+// that is where the name is empty.
+absl::StatusOr<std::string> UseCpuTarget(std::string_view name);
 
 }  // namespace jevons

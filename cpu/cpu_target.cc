@@ -69,4 +69,10 @@ absl::StatusOr<CpuTarget> ParseCpuTarget(std::string_view name) {
       absl::StrCat("CPU target must be baseline, avx2 or avx512, got \"", ToAbsl(name), "\""));
 }
 
+absl::StatusOr<std::string> UseCpuTarget(std::string_view name) {
+  ASSIGN_OR_RETURN(const CpuTarget target, ParseCpuTarget(name));
+  RETURN_IF_ERROR(UseCpuTarget(target));
+  return std::string(CpuTargetName());
+}
+
 }  // namespace jevons

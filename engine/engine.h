@@ -16,15 +16,16 @@
 
 namespace jevons {
 
-// kAuto: CUDA where there is a device, else the CPU.
+// kAuto: CUDA where there is a device, else the CPU; the CPU for ranks that are processes.
 enum class BackendKind { kAuto, kCpu, kCuda };
 
 // kAuto: where the device samples, a step is queued before the tokens of the one before it are known
 // to the host. kOff: each step ends before the next one is planned. Both give the same tokens.
 enum class StepOverlap { kAuto, kOff };
 
-// How the ranks of a group reach each other. kThreads: all of them in this process.
-enum class RankTransport { kThreads };
+// How the ranks of a group reach each other. kThreads: all of them in this process. kProcesses: one
+// process each, over Gloo.
+enum class RankTransport { kThreads, kProcesses };
 
 struct EngineOptions {
   std::string model_folder;
@@ -69,7 +70,8 @@ class Engine {
   virtual ~Engine() = default;  // drains with no patience: running requests end with kCancelled
 
   // Loads the model and starts the thread, or those of a group of ranks that work as one. Errors
-  // name flag, limit and value, or the file at fault.
+  // name flag, limit and value, or the file at fault. A group of processes is not made here
+  // (engine/process_rank.h).
   static absl::StatusOr<std::unique_ptr<Engine>> Create(const EngineOptions& options,
                                                         const Clock* clock);
 

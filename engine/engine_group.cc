@@ -7,11 +7,34 @@
 
 namespace jevons {
 
+namespace {
+
+std::string Describe(size_t num_ranks, const LoadedModel& first) {
+  return absl::StrCat(num_ranks, " ranks over ", first.communicator->Description(), ", each ",
+                      first.backend->Description());
+}
+
+}  // namespace
+
 EngineGroup::EngineGroup(LoadedGroup group, const Clock* clock)
-    : threads_(std::move(group.threads)) {
+    : threads_(std::move(group.threads)),
+      description_(Describe(group.models.size(), group.models[0])) {
   for (LoadedModel& model : group.models) {
-    ranks_.push_back(std::make_unique<RankEngine>(std::move(model), clock));
+    engines_.push_back(std::make_unique<RankEngine>(std::move(model), clock));
+    ranks_.push_back(engines_.back().get());
   }
+  first_ = engines_[0].get();
+}
+
+EngineGroup::EngineGroup(LoadedModel first, std::unique_ptr<RemoteRanks> others, const Clock* clock)
+    : description_(Describe(1 + others->ranks().size(), first)), remote_(std::move(others)) {
+  engines_.push_back(std::make_unique<RankEngine>(std::move(first), clock));
+  first_ = engines_[0].get();
+  ranks_.push_back(first_);
+  for (Rank* rank : remote_->ranks()) ranks_.push_back(rank);
+  remote_->OnLoss([engine = first_](const absl::Status& status) {
+    engine->Abort(std::string(status.message()));
+  });
 }
 
 EngineGroup::~EngineGroup() { Drain(absl::ZeroDuration()); }
@@ -19,13 +42,13 @@ EngineGroup::~EngineGroup() { Drain(absl::ZeroDuration()); }
 absl::StatusOr<std::shared_ptr<TokenStream>> EngineGroup::Submit(GenerationRequest request,
                                                                  std::function<void()> ready) {
   RETURN_IF_ERROR(failure());
-  RankEngine* best = nullptr;
+  Rank* best = nullptr;
   std::tuple<int64_t, int64_t> best_load;
-  for (const auto& rank : ranks_) {
+  for (Rank* rank : ranks_) {
     const EngineStats stats = rank->stats();
     const std::tuple load(stats.num_queued + stats.num_running, -stats.num_free_blocks);
     if (best != nullptr && load >= best_load) continue;
-    best = rank.get();
+    best = rank;
     best_load = load;
   }
   auto stream = best->Submit(std::move(request), std::move(ready));
@@ -34,22 +57,24 @@ absl::StatusOr<std::shared_ptr<TokenStream>> EngineGroup::Submit(GenerationReque
 }
 
 void EngineGroup::Drain(absl::Duration patience) {
-  const SteadyTime deadline = SteadyDeadline(patience);
-  for (const auto& rank : ranks_) rank->StopAccepting();
-  for (const auto& rank : ranks_) rank->WaitIdle(deadline);
-  for (const auto& rank : ranks_) rank->Stop();
+  // What can not go on need not be waited for.
+  const SteadyTime deadline = SteadyDeadline(failure().ok() ? patience : absl::ZeroDuration());
+  for (Rank* rank : ranks_) rank->StopAccepting();
+  for (Rank* rank : ranks_) rank->WaitIdle(deadline);
+  for (Rank* rank : ranks_) rank->Stop();
   PokeAll();
-  for (const auto& rank : ranks_) rank->Join();
+  for (Rank* rank : ranks_) rank->Join();
 }
 
 absl::Status EngineGroup::failure() const {
-  for (const auto& rank : ranks_) RETURN_IF_ERROR(rank->failure());
+  // Rank 0 last: of a lost rank it knows what broke, the others' say who is lost.
+  for (size_t i = ranks_.size(); i > 0; --i) RETURN_IF_ERROR(ranks_[i - 1]->failure());
   return absl::OkStatus();
 }
 
 EngineStats EngineGroup::stats() const {
   EngineStats out;
-  for (const auto& rank : ranks_) {
+  for (Rank* rank : ranks_) {
     const EngineStats s = rank->stats();
     out.num_queued += s.num_queued;
     out.num_running += s.num_running;
@@ -66,17 +91,12 @@ EngineStats EngineGroup::stats() const {
 }
 
 absl::Status EngineGroup::CheckIntegrity() {
-  for (const auto& rank : ranks_) RETURN_IF_ERROR(rank->CheckIntegrity());
+  for (Rank* rank : ranks_) RETURN_IF_ERROR(rank->CheckIntegrity());
   return absl::OkStatus();
 }
 
-std::string EngineGroup::backend_description() const {
-  return absl::StrCat(ranks_.size(), " ranks over threads, each ",
-                      ranks_[0]->backend_description());
-}
-
 void EngineGroup::PokeAll() {
-  for (const auto& rank : ranks_) rank->Poke();
+  for (Rank* rank : ranks_) rank->Poke();
 }
 
 }  // namespace jevons

@@ -1,7 +1,8 @@
-// The ranks of one process as one engine.
+// The ranks of a group as one engine.
 #pragma once
 
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "engine/rank_engine.h"
@@ -9,11 +10,13 @@
 namespace jevons {
 
 // Thread-safe, as Engine. A request goes to the rank with the fewest requests, of those to the one
-// with the most free blocks; where it is computed does not change a bit of it. One rank that fails
-// ends the group.
+// with the most free blocks; where it is computed does not change a bit of it. One rank that fails or
+// is lost ends the group.
 class EngineGroup : public Engine {
  public:
   EngineGroup(LoadedGroup group, const Clock* clock);
+  // Rank 0 in this process, the others elsewhere.
+  EngineGroup(LoadedModel first, std::unique_ptr<RemoteRanks> others, const Clock* clock);
   ~EngineGroup() override;
 
   absl::StatusOr<std::shared_ptr<TokenStream>> Submit(GenerationRequest request,
@@ -23,18 +26,22 @@ class EngineGroup : public Engine {
   EngineStats stats() const override;
   absl::Status CheckIntegrity() override;
 
-  const ModelConfig& config() const override { return ranks_[0]->config(); }
-  const Tokenizer& tokenizer() const override { return ranks_[0]->tokenizer(); }
-  const ChatFormat& chat_format() const override { return ranks_[0]->chat_format(); }
-  const GenerationLimits& limits() const override { return ranks_[0]->limits(); }
-  const EngineOptions& options() const override { return ranks_[0]->options(); }
-  std::string backend_description() const override;
+  const ModelConfig& config() const override { return first_->config(); }
+  const Tokenizer& tokenizer() const override { return first_->tokenizer(); }
+  const ChatFormat& chat_format() const override { return first_->chat_format(); }
+  const GenerationLimits& limits() const override { return first_->limits(); }
+  const EngineOptions& options() const override { return first_->options(); }
+  std::string backend_description() const override { return description_; }
 
  private:
   void PokeAll();
 
-  const std::unique_ptr<ThreadGroup> threads_;
-  std::vector<std::unique_ptr<RankEngine>> ranks_;
+  const std::unique_ptr<ThreadGroup> threads_;  // null where the others are remote
+  const std::string description_;
+  std::vector<std::unique_ptr<RankEngine>> engines_;  // the ranks of this process
+  RankEngine* first_ = nullptr;
+  std::unique_ptr<RemoteRanks> remote_;  // below `engines_`: a loss calls rank 0
+  std::vector<Rank*> ranks_;
 };
 
 }  // namespace jevons

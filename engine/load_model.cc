@@ -26,8 +26,9 @@ absl::Status CheckRange(absl::string_view flag, int64_t value, int64_t low, int6
 }
 
 absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(const EngineOptions& options) {
+  const bool processes = options.rank_transport == RankTransport::kProcesses;
   const bool cuda = options.backend == BackendKind::kCuda ||
-                    (options.backend == BackendKind::kAuto && NumCudaDevices() > 0);
+                    (options.backend == BackendKind::kAuto && !processes && NumCudaDevices() > 0);
   if (cuda) return CreateCudaBackend({});
   ASSIGN_OR_RETURN(const CpuTarget target, ParseCpuTarget(options.cpu_target));
   return CreateCpuBackend({.num_threads = options.num_threads, .target = target});
@@ -42,8 +43,18 @@ int64_t AffordableKvBytes(const ModelConfig& config, const Backend& backend,
          WorkspaceBytes(config, RunnerOptions(options, backend.traits(), 0, 0), backend.traits());
 }
 
-// Fills max_model_len and kv_cache_tokens where they are 0, and the number of blocks.
-absl::Status ResolveMemory(const ModelConfig& config, const Backend& backend,
+// Ranks that load in processes of their own: each takes what all have room for.
+absl::Status AgreeOnMemory(Communicator& group, EngineOptions& options) {
+  int64_t limits[] = {options.max_model_len, options.kv_cache_tokens};
+  RETURN_IF_ERROR(group.AllReduce(limits, ReduceOp::kMin));
+  options.max_model_len = static_cast<int32_t>(limits[0]);
+  options.kv_cache_tokens = limits[1];
+  return absl::OkStatus();
+}
+
+// Fills max_model_len and kv_cache_tokens where they are 0, and the number of blocks. `group` is null
+// where no other rank need agree.
+absl::Status ResolveMemory(const ModelConfig& config, const Backend& backend, Communicator* group,
                            EngineOptions& options, int32_t& num_blocks) {
   const bool len_given = options.max_model_len > 0;
   RETURN_IF_ERROR(ResolveModelLen(config, options));
@@ -55,6 +66,7 @@ absl::Status ResolveMemory(const ModelConfig& config, const Backend& backend,
     options.kv_cache_tokens = std::clamp<int64_t>(std::min(affordable, useful), kKvBlockTokens,
                                                   std::numeric_limits<int32_t>::max() / 2);
   }
+  if (group != nullptr) RETURN_IF_ERROR(AgreeOnMemory(*group, options));
   num_blocks = static_cast<int32_t>(BlocksFor(options.kv_cache_tokens));
   options.kv_cache_tokens = int64_t{num_blocks} * kKvBlockTokens;
   if (!len_given && options.max_model_len > options.kv_cache_tokens) {
@@ -113,7 +125,8 @@ absl::StatusOr<OpenedModel> OpenModel(const EngineOptions& options) {
 }
 
 absl::StatusOr<LoadedModel> LoadRank(const OpenedModel& model, const EngineOptions& options,
-                                     std::unique_ptr<Communicator> communicator) {
+                                     std::unique_ptr<Communicator> communicator,
+                                     absl::Duration patience) {
   std::unique_ptr<Tokenizer> tokenizer;
   std::unique_ptr<ChatFormat> chat_format;
   if (std::filesystem::exists(options.model_folder + "/tokenizer.json")) {
@@ -122,7 +135,7 @@ absl::StatusOr<LoadedModel> LoadRank(const OpenedModel& model, const EngineOptio
   }
   ASSIGN_OR_RETURN(LoadedModel out,
                    LoadModel(options, model.config, *model.checkpoint, std::move(tokenizer),
-                             std::move(chat_format), std::move(communicator)));
+                             std::move(chat_format), std::move(communicator), patience));
   out.reopen = [folder = options.model_folder] { return Checkpoint::Open(folder); };
   return out;
 }
@@ -147,6 +160,11 @@ absl::StatusOr<LoadedGroup> LoadGroup(const EngineOptions& options, Load load_ra
 }  // namespace
 
 absl::Status CheckOptions(const EngineOptions& o) {
+  if (o.rank_transport == RankTransport::kProcesses && o.backend == BackendKind::kCuda) {
+    return absl::UnimplementedError(
+        "transport processes moves host memory: the ranks compute on the CPU, not with backend "
+        "cuda");
+  }
   constexpr int64_t kMax = std::numeric_limits<int32_t>::max();
   RETURN_IF_ERROR(CheckRange("threads", o.num_threads, 0, 1024));
   RETURN_IF_ERROR(CheckRange("max-num-seqs", o.max_num_seqs, 1, 1024));
@@ -189,15 +207,21 @@ ModelRunnerOptions RunnerOptions(const EngineOptions& options, const BackendTrai
 int64_t ReserveBytes(int64_t free_bytes) { return std::max<int64_t>(free_bytes, 0) / 16; }
 
 absl::StatusOr<LoadedModel> LoadModel(const EngineOptions& options) {
+  return LoadModel(options, nullptr, absl::ZeroDuration());
+}
+
+absl::StatusOr<LoadedModel> LoadModel(const EngineOptions& options,
+                                      std::unique_ptr<Communicator> communicator,
+                                      absl::Duration patience) {
   ASSIGN_OR_RETURN(const OpenedModel model, OpenModel(options));
-  return LoadRank(model, model.options, nullptr);
+  return LoadRank(model, model.options, std::move(communicator), patience);
 }
 
 absl::StatusOr<LoadedGroup> LoadModelGroup(const EngineOptions& options) {
   ASSIGN_OR_RETURN(const OpenedModel model, OpenModel(options));
   return LoadGroup(model.options,
                    [&](const EngineOptions& of_rank, std::unique_ptr<Communicator> communicator) {
-                     return LoadRank(model, of_rank, std::move(communicator));
+                     return LoadRank(model, of_rank, std::move(communicator), absl::ZeroDuration());
                    });
 }
 
@@ -214,7 +238,8 @@ absl::StatusOr<LoadedModel> LoadModel(const EngineOptions& options, const ModelC
                                       const Checkpoint& checkpoint,
                                       std::unique_ptr<Tokenizer> tokenizer,
                                       std::unique_ptr<ChatFormat> chat_format,
-                                      std::unique_ptr<Communicator> communicator) {
+                                      std::unique_ptr<Communicator> communicator,
+                                      absl::Duration patience) {
   RETURN_IF_ERROR(CheckOptions(options));
   EngineOptions resolved = options;
   if (resolved.num_threads == 0) {
@@ -222,7 +247,7 @@ absl::StatusOr<LoadedModel> LoadModel(const EngineOptions& options, const ModelC
   }
   ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend, MakeBackend(resolved));
   return LoadModel(resolved, config, checkpoint, std::move(tokenizer), std::move(chat_format),
-                   std::move(backend), std::move(communicator));
+                   std::move(backend), std::move(communicator), patience);
 }
 
 absl::StatusOr<LoadedModel> LoadModel(const EngineOptions& options, const ModelConfig& config,
@@ -230,7 +255,8 @@ absl::StatusOr<LoadedModel> LoadModel(const EngineOptions& options, const ModelC
                                       std::unique_ptr<Tokenizer> tokenizer,
                                       std::unique_ptr<ChatFormat> chat_format,
                                       std::unique_ptr<Backend> backend,
-                                      std::unique_ptr<Communicator> communicator) {
+                                      std::unique_ptr<Communicator> communicator,
+                                      absl::Duration patience) {
   RETURN_IF_ERROR(CheckOptions(options));
   LoadedModel out;
   out.config = config;
@@ -254,7 +280,11 @@ absl::StatusOr<LoadedModel> LoadModel(const EngineOptions& options, const ModelC
                               static_cast<double>(std::max<int64_t>(weights.matrix_bytes, 1));
   out.limits.vocab_size = config.vocab_size;
   out.limits.num_tokens = std::min(config.vocab_size, out.tokenizer->num_tokens());
-  RETURN_IF_ERROR(ResolveMemory(config, *out.backend, out.options, out.num_blocks));
+  Communicator* others = nullptr;
+  if (options.rank_transport == RankTransport::kProcesses) others = out.communicator.get();
+  // Free memory means something once all have their weights.
+  if (others != nullptr) RETURN_IF_ERROR(others->Barrier(patience));
+  RETURN_IF_ERROR(ResolveMemory(config, *out.backend, others, out.options, out.num_blocks));
   ModelRunnerOptions runner =
       RunnerOptions(out.options, out.backend->traits(), out.num_blocks, out.limits.num_tokens);
   if (!group.maps.empty()) runner.slots_per_rank = group.maps[0].slots_per_rank();

@@ -40,13 +40,19 @@ struct LoadedModel {
 // From a checkpoint folder. A folder without tokenizer.json loads: prompts are then token ids
 // alone.
 absl::StatusOr<LoadedModel> LoadModel(const EngineOptions& options);
+// The same of one rank of a group. Where the ranks are processes, waits up to `patience` for the others
+// to have their weights, and agrees with them on max_model_len and kv_cache_tokens.
+absl::StatusOr<LoadedModel> LoadModel(const EngineOptions& options,
+                                      std::unique_ptr<Communicator> communicator,
+                                      absl::Duration patience);
 
 // From tensors that the caller provides (a bench, a test); `tokenizer` may be null.
 absl::StatusOr<LoadedModel> LoadModel(const EngineOptions& options, const ModelConfig& config,
                                       const Checkpoint& checkpoint,
                                       std::unique_ptr<Tokenizer> tokenizer,
                                       std::unique_ptr<ChatFormat> chat_format,
-                                      std::unique_ptr<Communicator> communicator = nullptr);
+                                      std::unique_ptr<Communicator> communicator = nullptr,
+                                      absl::Duration patience = absl::ZeroDuration());
 
 // The models of a group of ranks in this process, by rank.
 struct LoadedGroup {
@@ -64,7 +70,8 @@ absl::StatusOr<LoadedModel> LoadModel(const EngineOptions& options, const ModelC
                                       std::unique_ptr<Tokenizer> tokenizer,
                                       std::unique_ptr<ChatFormat> chat_format,
                                       std::unique_ptr<Backend> backend,
-                                      std::unique_ptr<Communicator> communicator = nullptr);
+                                      std::unique_ptr<Communicator> communicator = nullptr,
+                                      absl::Duration patience = absl::ZeroDuration());
 
 // Each option within its range.
 absl::Status CheckOptions(const EngineOptions& options);

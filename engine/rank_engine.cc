@@ -68,6 +68,10 @@ void RankEngine::Poke() {
   changed_.NotifyAll();
 }
 
+void RankEngine::Abort(const std::string& reason) {
+  if (model_.in_group()) model_.communicator->Abort(reason);
+}
+
 EngineStats RankEngine::stats() const {
   MutexLock lock(&mutex_);
   EngineStats out = stats_;

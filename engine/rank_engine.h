@@ -11,6 +11,7 @@
 #include "engine/engine.h"
 #include "engine/expert_balancer.h"
 #include "engine/loaded_model.h"
+#include "engine/rank.h"
 #include "engine/step_loop.h"
 
 namespace jevons {
@@ -18,11 +19,12 @@ namespace jevons {
 // Thread-safe, as Engine.
 //
 // Ranks of a group step together. Between two steps they agree by one AllReduce: whether any has
-// work, whether all are to stop, and which experts may move. When none has work, each waits without a thread that spins, until
-// it is poked: after something was given to any rank, all are. A rank may have seen a poke too early
+// work, whether all are to stop, and which experts may move. When none has work, each waits without a
+// thread that spins, until it is poked: after something was given to any rank, all are. A rank may have seen a poke too early
 // to find work and another too late; so they also agree on the smallest number of pokes that any had
-// seen, and wait only while there have been no more.
-class RankEngine : public Engine {
+// seen, and wait only while there have been no more. A poke may reach a rank late: until then the others
+// wait for it to agree.
+class RankEngine : public Engine, public Rank {
  public:
   RankEngine(LoadedModel model, const Clock* clock);
   ~RankEngine() override;
@@ -41,13 +43,13 @@ class RankEngine : public Engine {
   const EngineOptions& options() const override { return model_.options; }
   std::string backend_description() const override { return model_.backend->Description(); }
 
-  // The parts of Drain, for a group, whose ranks must all have stopped before one can end.
-  void StopAccepting();
-  void WaitIdle(SteadyTime deadline);
-  void Stop();
-  void Join();
-  // To every rank of a group, after Submit or Stop of any.
-  void Poke();
+  void StopAccepting() override;
+  void WaitIdle(SteadyTime deadline) override;
+  void Stop() override;
+  void Join() override;
+  void Poke() override;
+  // Breaks the group that this rank is in: what runs ends with UNAVAILABLE and this reason.
+  void Abort(const std::string& reason);
 
  private:
   enum class Next { kStep, kWait, kEnd };

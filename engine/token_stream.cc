@@ -33,7 +33,8 @@ void Merge(StreamDelta& to, StreamDelta& from) {
 
 }  // namespace
 
-TokenStream::TokenStream(std::function<void()> ready) : ready_(std::move(ready)) {}
+TokenStream::TokenStream(std::function<void()> ready, std::function<void()> cancel)
+    : ready_(std::move(ready)), cancel_(std::move(cancel)) {}
 
 void TokenStream::Push(StreamDelta delta) {
   const size_t bytes = DeltaBytes(delta);
@@ -82,7 +83,10 @@ std::optional<StreamChunk> TokenStream::WaitChunk(absl::Duration timeout) {
   return TakeLocked();
 }
 
-void TokenStream::Cancel() { cancelled_.store(true, std::memory_order_relaxed); }
+void TokenStream::Cancel() {
+  const bool cancelled = cancelled_.exchange(true, std::memory_order_relaxed);
+  if (!cancelled && cancel_) cancel_();
+}
 
 std::optional<StreamChunk> TokenStream::TakeLocked() {
   if (!ReadyLocked()) return std::nullopt;

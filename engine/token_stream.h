@@ -45,8 +45,9 @@ struct StreamChunk {
 class TokenStream {
  public:
   // `ready` is called, on the engine thread, each time something can be taken after nothing could;
-  // it must not block and must not call back into the stream. May be empty.
-  explicit TokenStream(std::function<void()> ready = {});
+  // it must not block and must not call back into the stream. `cancel` is called by the first Cancel,
+  // for an engine that does not look by itself. Both may be empty.
+  explicit TokenStream(std::function<void()> ready = {}, std::function<void()> cancel = {});
 
   // Engine side. Exactly one End; nothing after it. An empty delta is dropped.
   void Push(StreamDelta delta);
@@ -70,6 +71,7 @@ class TokenStream {
   void Wake();
 
   const std::function<void()> ready_;
+  const std::function<void()> cancel_;
   std::atomic<bool> cancelled_ = false;
   mutable Mutex mutex_;
   CondVar arrived_;

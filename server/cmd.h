@@ -2,7 +2,9 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <string>
+#include <vector>
 
 #include "CLI/CLI.hpp"
 #include "absl/strings/str_cat.h"
@@ -17,12 +19,12 @@ constexpr int kExitUsage = 2;
 
 // What main read from the environment.
 struct Environment {
-  std::string program;     // argv[0]
-  std::string cpu_target;  // JEVONS_CPU_TARGET
-  std::string home;        // HOME
+  std::string program;                               // argv[0]
+  std::string cpu_target;                            // JEVONS_CPU_TARGET
+  std::string home;                                  // HOME
+  std::vector<std::string> arguments = {};           // argv
+  std::map<std::string, std::string> launcher = {};  // of LauncherVariables, those that are set
 };
-
-struct EngineOptions;
 
 // What the chosen subcommand does once the command line is parsed; returns the exit code.
 using CommandRun = std::function<int()>;
@@ -36,14 +38,14 @@ void AddRender(CLI::App& app, CommandRun& run);
 void AddInspect(CLI::App& app, CommandRun& run);
 void AddPlan(CLI::App& app, CommandRun& run);
 
-// The flags of a group of ranks.
-void AddRanks(CLI::App& cmd, EngineOptions& engine);
 // --kv-cache-dtype. `engine` must outlive the parsing.
 void AddKvCacheDType(CLI::App& cmd, EngineOptions& engine);
 
 // Prints "error: ..." to stderr. The exit code is kExitError.
 int Fail(const absl::Status& status);
-// The same for a command line that makes no sense: kExitUsage.
+// kExitOk, or Fail.
+inline int ExitCode(const absl::Status& status) { return status.ok() ? kExitOk : Fail(status); }
+// As Fail, for a command line that makes no sense: kExitUsage.
 int FailUsage(const std::string& text);
 
 // A check of a numeric flag whose error text has limits and value. NaN is out of range.

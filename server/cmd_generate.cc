@@ -10,15 +10,22 @@
 #include "engine/engine.h"
 #include "server/cmd.h"
 #include "server/cmd_input.h"
+#include "server/cmd_ranks.h"
+#include "server/engine_host.h"
 #include "server/error_text.h"
 #include "server/generate_output.h"
+#include "server/library_logs.h"
 #include "server/prompt.h"
 
 namespace jevons {
 namespace {
 
+constexpr absl::Duration kPoll = absl::Milliseconds(10);
+
 struct GenerateFlags {
+  Environment environment;
   EngineOptions engine;
+  RankFlags ranks;
   std::string prompt;
   std::string prompt_ids;
   std::string messages;
@@ -109,10 +116,14 @@ absl::StatusOr<GenerationRequest> BuildRequest(const GenerateFlags& flags,
   return out;
 }
 
-absl::Status Generate(const GenerateFlags& flags) {
+absl::Status Generate(const GenerateFlags& flags, const EngineOptions& options,
+                      const GroupOptions& group) {
+  if (group.place.rank > 0) return RunFollower(options, group);
   const RealClock clock;
-  ASSIGN_OR_RETURN(const std::unique_ptr<Engine> engine, Engine::Create(flags.engine, &clock));
-  const PromptBuilder prompts(engine.get());
+  ASSIGN_OR_RETURN(const std::unique_ptr<EngineHost> host,
+                   EngineHost::Create(options, group, &clock, [] { absl::SleepFor(kPoll); }));
+  Engine* const engine = &host->engine();
+  const PromptBuilder prompts(engine);
   ASSIGN_OR_RETURN(GenerationRequest request, BuildRequest(flags, prompts));
   GenerationResult result;
   result.prompt_ids = request.prompt_ids;
@@ -141,8 +152,11 @@ int RunGenerate(const GenerateFlags& flags) {
   if (!flags.effort.empty() && flags.messages.empty()) {
     return FailUsage("--effort needs --messages: a plain prompt has no chat template");
   }
-  const absl::Status status = Generate(flags);
-  return status.ok() ? kExitOk : Fail(status);
+  RouteLibraryLogs();
+  EngineOptions options = flags.engine;
+  const auto group = ResolveRanks(flags.ranks, flags.environment, options);
+  if (!group.ok()) return FailUsage(std::string(group.status().message()));
+  return ExitCode(Generate(flags, options, *group));
 }
 
 void AddSampling(CLI::App& cmd, GenerateFlags& flags) {
@@ -164,6 +178,7 @@ void AddSampling(CLI::App& cmd, GenerateFlags& flags) {
 void AddGenerate(CLI::App& app, const Environment& environment, CommandRun& run) {
   const auto flags = std::make_shared<GenerateFlags>();
   CLI::App& cmd = *app.add_subcommand("generate", "Generate once, without a server");
+  flags->environment = environment;
   flags->engine.cpu_target = environment.cpu_target;
   flags->engine.max_num_seqs = 1;
   cmd.add_option("--model", flags->engine.model_folder, "Checkpoint folder")->required();
@@ -190,7 +205,7 @@ void AddGenerate(CLI::App& app, const Environment& environment, CommandRun& run)
   cmd.add_flag("--json", flags->json, "Print one JSON object");
   cmd.add_flag("--score", flags->score,
                "Print the log-probability of each token of the prompt after the first");
-  AddRanks(cmd, flags->engine);
+  AddRanks(cmd, flags->ranks);
   cmd.callback([&run, flags] { run = [flags] { return RunGenerate(*flags); }; });
 }
 

@@ -1,28 +1,80 @@
-#include "engine/engine.h"
-#include "server/cmd.h"
+#include "server/cmd_ranks.h"
+
+#include "base/log.h"
+#include "server/rank_follower.h"
 
 namespace jevons {
 
-void AddRanks(CLI::App& cmd, EngineOptions& engine) {
-  cmd.add_option(
-         "--ranks", engine.num_ranks,
-         "Ranks of this host that share the experts of the model; threads, sequences, batch, "
-         "KV cache and queue are then those of each rank")
+void AddRanks(CLI::App& cmd, RankFlags& flags) {
+  cmd.add_option("--ranks", flags.place.ranks,
+                 "Ranks that share the experts of the model; threads, sequences, batch, KV cache "
+                 "and queue are then those of each rank")
       ->check(InRange<int64_t>(1, 256))
+      ->default_str("1");
+  cmd.add_option(
+         "--transport", flags.transport,
+         "How the ranks reach each other. threads: all in this process; processes: one "
+         "each, over TCP, started here unless there is a --rank or a launcher's environment")
+      ->check(CLI::IsMember({"threads", "processes"}))
       ->capture_default_str();
-  cmd.add_option("--transport", "How the ranks reach each other; threads: all in this process")
-      ->check(CLI::IsMember({"threads"}))
-      ->default_str("threads");
-  cmd.add_option("--redundant-experts", engine.num_redundant_experts,
+  cmd.add_option("--rank", flags.place.rank, "Which rank this process is; needs --leader")
+      ->check(InRange<int64_t>(0, 255));
+  cmd.add_option(
+      "--leader", flags.place.leader,
+      "HOST:PORT where rank 0 listens for the other ranks; keep it on a trusted network");
+  cmd.add_option("--redundant-experts", flags.redundant_experts,
                  "Expert slots of the group beside one for each expert; rounded up to as many for "
                  "each rank")
       ->check(InRange<int64_t>(0, 65536))
       ->capture_default_str();
   cmd.add_option(
-         "--balance-interval-steps", engine.balance_interval_steps,
+         "--balance-interval-steps", flags.balance_interval_steps,
          "Steps between looks at the experts' load, after which ranks may change experts; 0: never")
       ->check(InRange<int64_t>(0, 2147483647))
       ->capture_default_str();
+  cmd.add_option("--join-seconds", flags.join_seconds,
+                 "How long ranks wait for each other at start")
+      ->check(InRange<int64_t>(1, 86400))
+      ->capture_default_str();
+  cmd.add_option("--load-seconds", flags.load_seconds,
+                 "How long ranks wait for each other to load their weights")
+      ->check(InRange<int64_t>(1, 86400))
+      ->capture_default_str();
+  cmd.add_option("--rank-timeout-ms", flags.rank_timeout_ms,
+                 "A rank that is silent for longer is lost, and the group ends")
+      ->check(InRange<int64_t>(500, 600'000))
+      ->capture_default_str();
+}
+
+absl::StatusOr<GroupOptions> ResolveRanks(const RankFlags& flags, const Environment& environment,
+                                          EngineOptions& engine) {
+  engine.num_redundant_experts = flags.redundant_experts;
+  engine.balance_interval_steps = flags.balance_interval_steps;
+  engine.num_ranks = flags.place.ranks.value_or(1);
+  if (flags.transport == "threads") {
+    if (!flags.place.rank && flags.place.leader.empty()) return GroupOptions();
+    return absl::InvalidArgumentError("--rank and --leader need --transport processes");
+  }
+  engine.rank_transport = RankTransport::kProcesses;
+  GroupOptions out;
+  ASSIGN_OR_RETURN(out.place, FindRankPlace(flags.place, environment.launcher));
+  engine.num_ranks = out.place.world_size;
+  out.version = JEVONS_VERSION;
+  out.arguments = environment.arguments;
+  out.join_timeout = absl::Seconds(flags.join_seconds);
+  out.load_timeout = absl::Seconds(flags.load_seconds);
+  out.silence = absl::Milliseconds(flags.rank_timeout_ms);
+  return out;
+}
+
+absl::Status RunFollower(const EngineOptions& engine, const GroupOptions& group) {
+  SetLogRank(group.place.rank);
+  return RunRankFollower({.engine = engine,
+                          .rank = group.place.rank,
+                          .leader = group.place.leader,
+                          .version = group.version,
+                          .join_timeout = group.join_timeout,
+                          .load_timeout = group.load_timeout});
 }
 
 }  // namespace jevons

@@ -1,14 +1,15 @@
 #include <algorithm>
-#include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
-#include <thread>
 
 #include "base/clock.h"
 #include "base/log.h"
 #include "engine/engine.h"
+#include "server/background.h"
 #include "server/cmd.h"
+#include "server/cmd_ranks.h"
+#include "server/engine_host.h"
 #include "server/library_logs.h"
 #include "server/server.h"
 #include "server/signals.h"
@@ -21,28 +22,13 @@ constexpr absl::Duration kPoll = absl::Milliseconds(100);
 constexpr absl::Duration kAbortTime = absl::Seconds(2);
 
 struct ServeFlags {
-  std::string program;
+  Environment environment;
   EngineOptions engine;
+  RankFlags ranks;
   ServerOptions server;
   std::string backend = "auto";
   std::string overlap = "auto";
   int32_t drain_seconds = 300;
-};
-
-// Loading and stopping take their time, and signals must be heard meanwhile: both run beside this.
-class Background {
- public:
-  explicit Background(std::function<void()> work)
-      : thread_([this, work = std::move(work)] {
-          work();
-          done_ = true;
-        }) {}
-  ~Background() { thread_.join(); }
-  bool done() const { return done_; }
-
- private:
-  std::atomic<bool> done_{false};
-  std::thread thread_;
 };
 
 // One line for programs and, where the model can chat, one to copy into a second terminal.
@@ -88,24 +74,26 @@ int RunServe(const ServeFlags& flags) {
                                   flags.engine.max_num_batched_tokens));
   }
   RouteLibraryLogs();
+  EngineOptions options = flags.engine;
+  const auto group = ResolveRanks(flags.ranks, flags.environment, options);
+  if (!group.ok()) return FailUsage(std::string(group.status().message()));
+  if (group->place.rank > 0) return ExitCode(RunFollower(options, *group));
   const StopSignals signals;
   const RealClock clock;
-  absl::StatusOr<std::unique_ptr<Engine>> engine = absl::UnknownError("");
-  {
-    const Background load([&] { engine = Engine::Create(flags.engine, &clock); });
-    while (!load.done()) {
-      if (signals.Wait(kPoll)) std::_Exit(kExitError);
-    }
-  }
-  if (!engine.ok()) return Fail(engine.status());
-  auto server = Server::Start(flags.server, engine->get());
+  const auto wait = [&] {
+    if (signals.Wait(kPoll)) std::_Exit(kExitError);
+  };
+  const auto host = EngineHost::Create(options, *group, &clock, wait);
+  if (!host.ok()) return Fail(host.status());
+  Engine& engine = (*host)->engine();
+  auto server = Server::Start(flags.server, &engine);
   if (!server.ok()) return Fail(server.status());
-  PrintReady(flags.program, **engine, **server);
-  while ((*engine)->failure().ok() && !signals.Wait(kPoll)) continue;
-  const absl::Status failure = (*engine)->failure();
+  PrintReady(flags.environment.program, engine, **server);
+  while (engine.failure().ok() && !signals.Wait(kPoll)) continue;
+  const absl::Status failure = engine.failure();
   Stop(signals, **server, absl::Seconds(flags.drain_seconds));
   LogInfo("stopped");
-  return failure.ok() ? kExitOk : Fail(failure);
+  return ExitCode(failure);
 }
 
 }  // namespace
@@ -113,7 +101,7 @@ int RunServe(const ServeFlags& flags) {
 void AddServe(CLI::App& app, const Environment& environment, CommandRun& run) {
   const auto flags = std::make_shared<ServeFlags>();
   CLI::App& cmd = *app.add_subcommand("serve", "Serve a model over gRPC");
-  flags->program = environment.program;
+  flags->environment = environment;
   EngineOptions& engine = flags->engine;
   engine.cpu_target = environment.cpu_target;
   cmd.add_option("--model", engine.model_folder, "Checkpoint folder")->required();
@@ -164,7 +152,7 @@ void AddServe(CLI::App& app, const Environment& environment, CommandRun& run) {
       ->check(InRange<int64_t>(0, 86400))
       ->capture_default_str();
   cmd.add_option("--model-name", engine.model_name, "Name for clients; default: the folder's");
-  AddRanks(cmd, engine);
+  AddRanks(cmd, flags->ranks);
   cmd.callback([&run, flags] {
     flags->engine.backend = flags->backend == "cpu"    ? BackendKind::kCpu
                             : flags->backend == "cuda" ? BackendKind::kCuda

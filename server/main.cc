@@ -4,6 +4,7 @@
 #include <cstdlib>
 
 #include "server/cmd.h"
+#include "server/rank_place.h"
 
 namespace jevons {
 namespace {
@@ -15,9 +16,14 @@ std::string Variable(const char* name) {
 
 int Main(int argc, char** argv) {
   std::setlocale(LC_CTYPE, "");  // for editing lines that are not ASCII
-  const Environment environment{.program = argc > 0 ? argv[0] : "jevons",
-                                .cpu_target = Variable("JEVONS_CPU_TARGET"),
-                                .home = Variable("HOME")};
+  Environment environment{.program = argc > 0 ? argv[0] : "jevons",
+                          .cpu_target = Variable("JEVONS_CPU_TARGET"),
+                          .home = Variable("HOME"),
+                          .arguments = std::vector<std::string>(argv, argv + argc)};
+  for (const std::string& name : LauncherVariables()) {
+    const std::string value = Variable(name.c_str());
+    if (!value.empty()) environment.launcher[name] = value;
+  }
   CLI::App app("Serves and runs DeepSeek-style reasoning models.", "jevons");
   app.set_version_flag("--version", std::string("jevons ") + JEVONS_VERSION);
   app.require_subcommand(1);

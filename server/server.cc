@@ -1,21 +1,14 @@
 #include "server/server.h"
 
-#include <netdb.h>
-#include <sys/socket.h>
-#include <unistd.h>
-
-#include <cerrno>
-#include <cstring>
 #include <mutex>
 
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "grpcpp/ext/proto_server_reflection_plugin.h"
 #include "grpcpp/health_check_service_interface.h"
 #include "grpcpp/server.h"
 #include "grpcpp/server_builder.h"
-#include "server/error_text.h"
 #include "server/grpc_service.h"
+#include "server/listen.h"
 
 namespace jevons {
 namespace {
@@ -29,50 +22,6 @@ constexpr absl::Duration kCloseTime =
     absl::Seconds(1);  // for idle clients to close their connections
 constexpr char kServiceName[] = "jevons.v1.Inference";
 
-struct HostPort {
-  std::string host;
-  std::string port;
-};
-
-absl::StatusOr<HostPort> ParseListen(const std::string& listen) {
-  const size_t colon = listen.rfind(':');
-  int32_t port = -1;
-  const bool has_port = colon != std::string::npos && colon > 0 &&
-                        absl::SimpleAtoi(listen.substr(colon + 1), &port) && port >= 0 &&
-                        port <= 65535;
-  if (!has_port) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "listen must be HOST:PORT with a port in [0, 65535], given ", QuoteValue(listen)));
-  }
-  HostPort out{.host = listen.substr(0, colon), .port = absl::StrCat(port)};
-  if (out.host.size() > 2 && out.host.front() == '[' && out.host.back() == ']') {
-    out.host = out.host.substr(1, out.host.size() - 2);
-  }
-  return out;
-}
-
-// Why nobody can listen there; gRPC itself does not tell.
-std::string ListenFault(const HostPort& address) {
-  addrinfo hints = {};
-  hints.ai_socktype = SOCK_STREAM;
-  hints.ai_flags = AI_PASSIVE;
-  addrinfo* found = nullptr;
-  const int rc = getaddrinfo(address.host.c_str(), address.port.c_str(), &hints, &found);
-  if (rc != 0) return gai_strerror(rc);
-  std::string fault = "unknown reason";
-  const int fd = socket(found->ai_family, SOCK_STREAM, 0);
-  if (fd >= 0) {
-    const int on = 1;
-    setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
-    if (bind(fd, found->ai_addr, found->ai_addrlen) != 0 || listen(fd, 1) != 0) {
-      fault = std::strerror(errno);
-    }
-    close(fd);
-  }
-  freeaddrinfo(found);
-  return fault;
-}
-
 class ServerImpl : public Server {
  public:
   explicit ServerImpl(Engine* engine) : engine_(engine), service_(GrpcService::Create(engine)) {}
@@ -83,7 +32,7 @@ class ServerImpl : public Server {
   }
 
   absl::Status Listen(const ServerOptions& options) {
-    ASSIGN_OR_RETURN(const HostPort parsed, ParseListen(options.listen));
+    ASSIGN_OR_RETURN(const HostPort parsed, ParseAddress("listen", options.listen));
     grpc::ServerBuilder builder;
     int port = 0;
     builder.AddListeningPort(options.listen, grpc::InsecureServerCredentials(), &port);

@@ -107,6 +107,7 @@ class ProcessImpl : public Process {
     held_.erase(0, newline + 1);
     return line;
   }
+  pid_t pid() const override { return pid_; }
   void Signal(int number) override { kill(pid_, number); }
   int Wait(absl::Duration limit) override {
     const int code = WaitFor(pid_, absl::Now() + limit);

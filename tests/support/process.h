@@ -35,6 +35,7 @@ class Process {
 
   // The next line of its stdout, without the newline; empty at the end or after `limit`.
   virtual std::string ReadLine(absl::Duration limit) = 0;
+  virtual pid_t pid() const = 0;
   virtual void Signal(int number) = 0;
   // Its exit code; -1 if a signal ended it or it still runs after `limit`.
   virtual int Wait(absl::Duration limit) = 0;

@@ -279,5 +279,15 @@ TEST(TokenStreamDeathTest, NothingMayFollowTheEnd) {
   EXPECT_DEATH(stream.End(Stop()), "CHECK failed");
 }
 
+TEST(TokenStreamTest, OnlyTheFirstCancelCalls) {
+  int num_calls = 0;
+  TokenStream stream({}, [&] { ++num_calls; });
+  EXPECT_EQ(num_calls, 0);
+  stream.Cancel();
+  stream.Cancel();
+  EXPECT_EQ(num_calls, 1);
+  EXPECT_TRUE(stream.cancelled());
+}
+
 }  // namespace
 }  // namespace jevons

@@ -1,0 +1,56 @@
+#include "engine/process_rank.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "cpu/cpu_backend.h"
+#include "engine/engine_group.h"
+#include "model/checkpoint_fingerprint.h"
+#include "parallel/gloo_communicator.h"
+
+namespace jevons {
+namespace {
+
+constexpr absl::Duration kJoinTime = absl::Seconds(30);
+
+}  // namespace
+
+absl::StatusOr<std::vector<GroupFact>> GroupFacts(const EngineOptions& options) {
+  RETURN_IF_ERROR(CheckOptions(options));
+  ASSIGN_OR_RETURN(std::string target, UseCpuTarget(options.cpu_target));
+  ASSIGN_OR_RETURN(std::string checkpoint, CheckpointFingerprint(options.model_folder));
+  return std::vector<GroupFact>{
+      {"the checkpoint", std::move(checkpoint)},
+      {"the instruction set", std::move(target)},
+      {"--max-num-seqs", absl::StrCat(options.max_num_seqs)},
+      {"--max-num-batched-tokens", absl::StrCat(options.max_num_batched_tokens)},
+      {"--max-model-len", absl::StrCat(options.max_model_len)},
+      {"--kv-cache-tokens", absl::StrCat(options.kv_cache_tokens)},
+      {"--kv-cache-dtype", std::string(KvCacheTypeName(options.kv_cache))},
+      {"--redundant-experts", absl::StrCat(options.num_redundant_experts)},
+      {"--balance-interval-steps", absl::StrCat(options.balance_interval_steps)}};
+}
+
+absl::StatusOr<LoadedModel> LoadProcessRank(const ProcessRankOptions& options) {
+  GlooOptions gloo;
+  gloo.rendezvous.info = {.rank = options.rank, .world_size = options.engine.num_ranks};
+  gloo.rendezvous.leader = options.rendezvous;
+  gloo.rendezvous.listen_host = options.listen_host;
+  gloo.rendezvous.timeout = kJoinTime;
+  for (const GroupFact& fact : options.facts) {
+    absl::StrAppend(&gloo.rendezvous.fingerprint, fact.name, " ", fact.value, "; ");
+  }
+  ASSIGN_OR_RETURN(std::unique_ptr<Communicator> communicator, CreateGlooCommunicator(gloo));
+  Communicator* const group = communicator.get();
+  ASSIGN_OR_RETURN(LoadedModel out,
+                   LoadModel(options.engine, std::move(communicator), options.load_timeout));
+  RETURN_IF_ERROR(group->Barrier(options.load_timeout));
+  return out;
+}
+
+std::unique_ptr<Engine> StartEngine(LoadedModel first, std::unique_ptr<RemoteRanks> others,
+                                    const Clock* clock) {
+  return std::make_unique<EngineGroup>(std::move(first), std::move(others), clock);
+}
+
+}  // namespace jevons

@@ -1,0 +1,31 @@
+// The flags of a group of ranks.
+#pragma once
+
+#include <string>
+
+#include "server/cmd.h"
+#include "server/engine_host.h"
+
+namespace jevons {
+
+struct RankFlags {
+  RankPlaceFlags place;
+  std::string transport = "threads";
+  int32_t redundant_experts = 0;
+  int32_t balance_interval_steps = EngineOptions().balance_interval_steps;
+  int32_t join_seconds = 30;
+  int32_t load_seconds = 1800;
+  int32_t rank_timeout_ms = 900;
+};
+
+void AddRanks(CLI::App& cmd, RankFlags& flags);
+
+// Fills what the flags and the launcher's environment say of `engine`. INVALID_ARGUMENT as
+// FindRankPlace.
+absl::StatusOr<GroupOptions> ResolveRanks(const RankFlags& flags, const Environment& environment,
+                                          EngineOptions& engine);
+
+// For a process that is not rank 0: computes until the group ends.
+absl::Status RunFollower(const EngineOptions& engine, const GroupOptions& group);
+
+}  // namespace jevons

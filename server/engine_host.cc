@@ -1,0 +1,139 @@
+#include "server/engine_host.h"
+
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdio>
+#include <cstdlib>
+#include <utility>
+
+#include "absl/cleanup/cleanup.h"
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "server/background.h"
+#include "server/rank_children.h"
+#include "server/rank_leader.h"
+
+namespace jevons {
+namespace {
+
+constexpr char kLoopback[] = "127.0.0.1:0";
+constexpr absl::Duration kGiveUp = absl::Seconds(3);  // a loading thread that hangs in a lost group
+constexpr absl::Duration kKillSoon = absl::Seconds(1);  // ranks of a group that failed
+
+// HOST of `address` with a port that nobody uses. The system hands such ports out in turn.
+absl::StatusOr<std::string> FreePort(const std::string& address) {
+  const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  const absl::Cleanup closer = [fd] { close(fd); };
+  sockaddr_in any = {};
+  any.sin_family = AF_INET;
+  socklen_t size = sizeof(any);
+  if (fd < 0 || bind(fd, reinterpret_cast<sockaddr*>(&any), size) != 0 ||
+      getsockname(fd, reinterpret_cast<sockaddr*>(&any), &size) != 0) {
+    return absl::ErrnoToStatus(errno, "no free port for the data plane");
+  }
+  return absl::StrCat(address.substr(0, address.rfind(':')), ":", ntohs(any.sin_port));
+}
+
+class EngineHostImpl : public EngineHost {
+ public:
+  EngineHostImpl(const EngineOptions& options, const GroupOptions& group, const Clock* clock)
+      : options_(options), group_(group), clock_(clock) {}
+  ~EngineHostImpl() override {
+    if (engine_ != nullptr && !engine_->failure().ok()) children_.SetPatience(kKillSoon);
+  }
+
+  Engine& engine() override { return *engine_; }
+
+  absl::Status Start(const std::function<void()>& wait) {
+    const bool processes =
+        options_.rank_transport == RankTransport::kProcesses && options_.num_ranks > 1;
+    if (processes) RETURN_IF_ERROR(StartLeader());
+    absl::Status loaded;
+    {
+      const Background load([&] { loaded = processes ? LoadGroup() : LoadAlone(); });
+      absl::Time give_up = absl::InfiniteFuture();
+      while (!load.done()) {
+        wait();
+        if (!processes) continue;
+        const absl::Status ended = children_.Ended();
+        if (!ended.ok()) control_->Fail(ended);
+        if (!control_->failure().ok()) give_up = std::min(give_up, absl::Now() + kGiveUp);
+        if (absl::Now() > give_up) GiveUp();
+      }
+    }
+    if (loaded.ok() || !processes) return loaded;
+    children_.SetPatience(kKillSoon);
+    if (leader_ == nullptr) return loaded;
+    const absl::Status failure = leader_->failure();
+    leader_->Fail(absl::UnavailableError(absl::StrCat("rank 0: ", loaded.message())));
+    return failure.ok() ? loaded : failure;
+  }
+
+ private:
+  absl::Status StartLeader() {
+    ASSIGN_OR_RETURN(facts_, GroupFacts(options_));
+    const bool starts_others = group_.place.leader.empty();
+    ASSIGN_OR_RETURN(leader_,
+                     RankLeader::Start({.listen = starts_others ? kLoopback : group_.place.leader,
+                                        .world_size = options_.num_ranks,
+                                        .version = group_.version,
+                                        .facts = facts_,
+                                        .silence = group_.silence}));
+    control_ = leader_.get();
+    if (!starts_others) return absl::OkStatus();
+    return children_.Start(group_.arguments, options_.num_ranks, leader_->address());
+  }
+
+  absl::Status LoadAlone() {
+    ASSIGN_OR_RETURN(engine_, Engine::Create(options_, clock_));
+    return absl::OkStatus();
+  }
+
+  absl::Status LoadGroup() {
+    RETURN_IF_ERROR(leader_->WaitJoined(group_.join_timeout));
+    ASSIGN_OR_RETURN(const std::string rendezvous, FreePort(leader_->address()));
+    leader_->Begin(rendezvous);
+    ASSIGN_OR_RETURN(LoadedModel model, LoadProcessRank({.engine = options_,
+                                                         .rank = 0,
+                                                         .rendezvous = rendezvous,
+                                                         .listen_host = {},
+                                                         .facts = facts_,
+                                                         .load_timeout = group_.load_timeout}));
+    RETURN_IF_ERROR(leader_->WaitLoaded(group_.load_timeout));
+    leader_->EnableRequests(model.limits, model.options);
+    engine_ = StartEngine(std::move(model), std::move(leader_), clock_);
+    return absl::OkStatus();
+  }
+
+  // The loading thread waits for what never comes.
+  [[noreturn]] void GiveUp() const {
+    std::fprintf(stderr, "error: %s\n", std::string(control_->failure().message()).c_str());
+    std::_Exit(EXIT_FAILURE);
+  }
+
+  const EngineOptions options_;
+  const GroupOptions group_;
+  const Clock* const clock_;
+  std::vector<GroupFact> facts_;
+  RankChildren children_;               // above the engine: the ranks end by themselves first
+  RankLeader* control_ = nullptr;       // of `leader_`, also once the engine has it
+  std::unique_ptr<RankLeader> leader_;  // until the engine has it
+  std::unique_ptr<Engine> engine_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<EngineHost>> EngineHost::Create(const EngineOptions& options,
+                                                               const GroupOptions& group,
+                                                               const Clock* clock,
+                                                               const std::function<void()>& wait) {
+  auto out = std::make_unique<EngineHostImpl>(options, group, clock);
+  RETURN_IF_ERROR(out->Start(wait));
+  return out;
+}
+
+}  // namespace jevons

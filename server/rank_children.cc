@@ -1,0 +1,88 @@
+#include "server/rank_children.h"
+
+#include <fcntl.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <csignal>
+#include <cstdlib>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "base/log.h"
+
+namespace jevons {
+namespace {
+
+constexpr char kProgram[] = "/proc/self/exe";
+constexpr absl::Duration kPoll = absl::Milliseconds(5);
+
+// Between fork and exec: system calls alone.
+[[noreturn]] void Become(char* const* arguments, pid_t parent) {
+  prctl(PR_SET_PDEATHSIG, SIGKILL);
+  if (getppid() != parent) _exit(EXIT_FAILURE);  // it is gone already
+  const int nothing = open("/dev/null", O_RDONLY);
+  dup2(nothing, STDIN_FILENO);
+  dup2(STDERR_FILENO, STDOUT_FILENO);
+  syscall(SYS_close_range, STDERR_FILENO + 1, ~0U, 0);
+  execv(kProgram, arguments);
+  _exit(127);
+}
+
+std::string HowEnded(int status) {
+  if (WIFSIGNALED(status)) return absl::StrCat("was ended by signal ", WTERMSIG(status));
+  return absl::StrCat("ended with exit code ", WEXITSTATUS(status));
+}
+
+}  // namespace
+
+RankChildren::~RankChildren() {
+  const auto runs = [](const Child& child) { return child.pid > 0; };
+  const absl::Time end = absl::Now() + patience_;
+  while (std::any_of(children_.begin(), children_.end(), runs)) {
+    const bool late = absl::Now() > end;
+    for (Child& child : children_) {
+      if (child.pid <= 0) continue;
+      if (late) kill(child.pid, SIGKILL);
+      if (waitpid(child.pid, nullptr, late ? 0 : WNOHANG) != 0) child.pid = -1;
+    }
+    absl::SleepFor(kPoll);
+  }
+}
+
+absl::Status RankChildren::Start(const std::vector<std::string>& arguments, int32_t num_ranks,
+                                 const std::string& leader) {
+  for (int32_t r = 1; r < num_ranks; ++r) {
+    std::vector<std::string> own = arguments;
+    own.insert(own.end(), {"--rank", absl::StrCat(r), "--leader", leader});
+    std::vector<char*> pointers;
+    for (std::string& argument : own) pointers.push_back(argument.data());
+    pointers.push_back(nullptr);
+    const pid_t parent = getpid();
+    const pid_t pid = fork();
+    if (pid < 0) {
+      return absl::ErrnoToStatus(errno, absl::StrCat("cannot start the process of rank ", r));
+    }
+    if (pid == 0) Become(pointers.data(), parent);
+    children_.push_back({.rank = r, .pid = pid});
+    LogInfo("rank_started", {{"which", r}, {"pid", pid}});
+  }
+  return absl::OkStatus();
+}
+
+absl::Status RankChildren::Ended() {
+  for (Child& child : children_) {
+    int status = 0;
+    if (child.pid <= 0 || waitpid(child.pid, &status, WNOHANG) <= 0) continue;
+    child.pid = -1;
+    return absl::UnavailableError(
+        absl::StrCat("rank ", child.rank, " is lost: its process ", HowEnded(status)));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace jevons

@@ -1,0 +1,42 @@
+// The other ranks of a group as processes that this one starts.
+#pragma once
+
+#include <sys/types.h>
+
+#include <string>
+#include <vector>
+
+#include "absl/time/time.h"
+#include "base/status.h"
+
+namespace jevons {
+
+// Used by one thread, which must live as long as the ranks: they die with it.
+class RankChildren {
+ public:
+  RankChildren() = default;
+  RankChildren(const RankChildren&) = delete;
+  RankChildren& operator=(const RankChildren&) = delete;
+  ~RankChildren();  // gives them a moment to end by themselves, then kills them
+
+  // This program once for each rank from 1 on, with `arguments` and its place. What it prints goes to
+  // stderr.
+  absl::Status Start(const std::vector<std::string>& arguments, int32_t num_ranks,
+                     const std::string& leader);
+
+  // OK, or which rank's process ended, and how.
+  absl::Status Ended();
+
+  // How long the destructor waits.
+  void SetPatience(absl::Duration patience) { patience_ = patience; }
+
+ private:
+  struct Child {
+    int32_t rank = 0;
+    pid_t pid = -1;  // -1: it has ended
+  };
+  std::vector<Child> children_;
+  absl::Duration patience_ = absl::Seconds(10);
+};
+
+}  // namespace jevons

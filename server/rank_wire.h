@@ -1,0 +1,27 @@
+// Between the engine's types and the messages of the control plane: what goes one way and back is the
+// same to the bit.
+#pragma once
+
+#include "base/status.h"
+#include "engine/engine.h"
+#include "engine/generation.h"
+#include "engine/token_stream.h"
+#include "jevons/internal/v1/ranks.pb.h"
+
+namespace jevons {
+
+namespace wire = internal::v1;
+
+wire::Submit ToWire(uint64_t id, const GenerationRequest& request, absl::Time now);
+GenerationRequest FromWire(const wire::Submit& submit, absl::Time now);
+
+wire::Chunk ToWire(uint64_t id, const StreamChunk& chunk);
+StreamChunk FromWire(wire::Chunk chunk);
+
+wire::Heartbeat ToWire(const EngineStats& stats);
+EngineStats FromWire(const wire::Heartbeat& heartbeat);
+
+wire::Error ToWire(const absl::Status& status);
+absl::Status FromWire(const wire::Error& error);
+
+}  // namespace jevons
