@@ -20,10 +20,10 @@ namespace jevons {
 //
 // Ranks of a group step together. Between two steps they agree by one AllReduce: whether any has
 // work, whether all are to stop, and which experts may move. When none has work, each waits without a
-// thread that spins, until it is poked: after something was given to any rank, all are. A rank may have seen a poke too early
-// to find work and another too late; so they also agree on the smallest number of pokes that any had
-// seen, and wait only while there have been no more. A poke may reach a rank late: until then the others
-// wait for it to agree.
+// thread that spins, until it is poked: after something was given to any rank, all are. A rank may
+// have seen a poke too early to find work and another too late; so they also agree on the smallest
+// number of pokes that any had seen, and wait only while there have been no more. A poke may reach a
+// rank late: until then the others wait for it to agree.
 class RankEngine : public Engine, public Rank {
  public:
   RankEngine(LoadedModel model, const Clock* clock);
