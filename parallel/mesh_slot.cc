@@ -5,6 +5,9 @@
 
 #include <cstring>
 #include <exception>
+#include <string_view>
+
+#include "base/strings.h"
 
 namespace jevons {
 namespace {
@@ -20,13 +23,19 @@ uint64_t Mark(const MeshMessage& message) {
   return ~static_cast<uint64_t>(message.call_number) * 0x9E3779B97F4A7C15;
 }
 
+// Gloo puts the line of its source in front: "[./gloo/transport/tcp/pair.cc:589] Connection closed".
+std::string_view WithoutPlace(std::string_view text) {
+  const size_t end = text.find("] ");
+  return text.starts_with('[') && end != text.npos ? text.substr(end + 2) : text;
+}
+
 }  // namespace
 
 absl::Status GuardGloo(absl::FunctionRef<void()> fn) {
   try {
     fn();
   } catch (const std::exception& error) {
-    return absl::AbortedError(error.what());
+    return absl::AbortedError(ToAbsl(WithoutPlace(error.what())));
   } catch (...) {
     return absl::AbortedError("unknown exception");
   }

@@ -51,6 +51,7 @@ TEST_F(GlooProcessTest, AKilledRankIsAbortedAtOnce) {
         const std::string line = ranks_[r]->ReadLine(kLimit);
         EXPECT_TRUE(absl::StartsWith(line, "ABORTED: AllToAll (call ")) << line;
         EXPECT_TRUE(absl::StrContains(line, absl::StrCat("rank ", victim, " is gone"))) << line;
+        EXPECT_FALSE(absl::StrContains(line, ".cc:")) << line;
       }
       EXPECT_LT(absl::Now() - killed, kLimit / 4);
     }
