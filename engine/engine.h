@@ -16,7 +16,7 @@
 
 namespace jevons {
 
-// kAuto: CUDA where there is a device, else the CPU; the CPU for ranks that are processes.
+// kAuto: CUDA where there is a device, else the CPU; the CPU for a group of ranks.
 enum class BackendKind { kAuto, kCpu, kCuda };
 
 // kAuto: where the device samples, a step is queued before the tokens of the one before it are known

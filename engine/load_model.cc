@@ -26,9 +26,9 @@ absl::Status CheckRange(absl::string_view flag, int64_t value, int64_t low, int6
 }
 
 absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(const EngineOptions& options) {
-  const bool processes = options.rank_transport == RankTransport::kProcesses;
-  const bool cuda = options.backend == BackendKind::kCuda ||
-                    (options.backend == BackendKind::kAuto && !processes && NumCudaDevices() > 0);
+  const bool cuda =
+      options.backend == BackendKind::kCuda ||
+      (options.backend == BackendKind::kAuto && options.num_ranks == 1 && NumCudaDevices() > 0);
   if (cuda) return CreateCudaBackend({});
   ASSIGN_OR_RETURN(const CpuTarget target, ParseCpuTarget(options.cpu_target));
   return CreateCpuBackend({.num_threads = options.num_threads, .target = target});
@@ -160,10 +160,10 @@ absl::StatusOr<LoadedGroup> LoadGroup(const EngineOptions& options, Load load_ra
 }  // namespace
 
 absl::Status CheckOptions(const EngineOptions& o) {
-  if (o.rank_transport == RankTransport::kProcesses && o.backend == BackendKind::kCuda) {
+  // Both transports move host memory.
+  if (o.num_ranks > 1 && o.backend == BackendKind::kCuda) {
     return absl::UnimplementedError(
-        "transport processes moves host memory: the ranks compute on the CPU, not with backend "
-        "cuda");
+        absl::StrCat(o.num_ranks, " ranks compute on the CPU, not with backend cuda"));
   }
   constexpr int64_t kMax = std::numeric_limits<int32_t>::max();
   RETURN_IF_ERROR(CheckRange("threads", o.num_threads, 0, 1024));

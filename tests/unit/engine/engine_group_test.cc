@@ -245,6 +245,15 @@ TEST(EngineGroupFailureTest, ABrokenGroupEndsEveryStream) {
   EXPECT_EQ(group->Submit(MakeRequests(1, 1)[0]).status().code(), absl::StatusCode::kUnavailable);
 }
 
+// What they send each other would be read as host memory.
+TEST(EngineGroupFailureTest, RanksOnGpusAreRefused) {
+  EngineOptions options = Options(2);
+  options.backend = BackendKind::kCuda;
+  const auto group = LoadModelGroup(options, TinyV3Config(), RandomCheckpoint(TinyV3Config(), 7));
+  EXPECT_EQ(group.status().code(), absl::StatusCode::kUnimplemented);
+  EXPECT_EQ(group.status().message(), "2 ranks compute on the CPU, not with backend cuda");
+}
+
 TEST(EngineGroupFailureTest, RanksOutOfRangeAreNamed) {
   EngineOptions options = Options(257);
   const auto group = LoadModelGroup(options, TinyV3Config(), RandomCheckpoint(TinyV3Config(), 7));
