@@ -16,6 +16,7 @@ namespace jevons {
 namespace {
 
 constexpr char kMagic[] = "jevons ranks 1";
+constexpr int64_t kCancelledTickMs = 50;
 constexpr absl::Duration kAnswerTime = absl::Seconds(5);  // to tell a rank why it is refused
 
 // Fields of a frame: numbers as they are, strings with their length.
@@ -174,7 +175,12 @@ class Leader {
             absl::StrCat("joining ", options_.info.world_size, " ranks at ", options_.leader),
             Missing(), options_.timeout);
       }
-      poll(waited.data(), waited.size(), static_cast<int>(std::min<int64_t>(left_ms, 1 << 30)));
+      if (options_.cancelled && options_.cancelled()) {
+        return absl::CancelledError(
+            absl::StrCat("the ranks at ", options_.leader, " are not wanted"));
+      }
+      const int64_t longest_ms = options_.cancelled ? kCancelledTickMs : 1 << 30;
+      poll(waited.data(), waited.size(), static_cast<int>(std::min(left_ms, longest_ms)));
       DropLeavers();
       Socket next = listener_.Accept();
       if (next.valid()) visitors_.push_back({.socket = std::move(next), .bytes = {}});
