@@ -11,6 +11,12 @@
 
 namespace jevons {
 
+// What a request has given before another engine takes it over.
+struct GivenOutput {
+  std::vector<int32_t> token_ids = {};
+  int32_t num_prompt_logprobs = 0;  // entries
+};
+
 struct GenerationRequest {
   std::vector<int32_t> prompt_ids;
   // [0, 1e9]; 0: as many as fit. More than fit is no error: the engine cuts to what fits, and the
@@ -23,6 +29,8 @@ struct GenerationRequest {
   int32_t num_logprobs = -1;         // -1: none; K: the chosen token's and the K most likely
   int32_t num_prompt_logprobs = -1;  // the same for each prompt token but the first
   absl::Time deadline = absl::InfiniteFuture();
+  // It goes on behind this, to the bit as if it had given it here, and gives none of it again.
+  GivenOutput given = {};
 };
 
 struct GenerationLimits {

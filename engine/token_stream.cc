@@ -36,35 +36,45 @@ void Merge(StreamDelta& to, StreamDelta& from) {
 TokenStream::TokenStream(std::function<void()> ready, std::function<void()> cancel)
     : ready_(std::move(ready)), cancel_(std::move(cancel)) {}
 
+void TokenStream::SetCancel(std::function<void()> cancel) {
+  MutexLock lock(&mutex_);
+  cancel_ = std::move(cancel);
+}
+
 void TokenStream::Push(StreamDelta delta) {
-  const size_t bytes = DeltaBytes(delta);
-  if (bytes == 0) return;
+  if (DeltaBytes(delta) == 0) return;
   bool was_ready = false;
   {
     MutexLock lock(&mutex_);
     CHECK(!end_.has_value());
     was_ready = ReadyLocked();
-    if (was_ready && deltas_.back().channel == delta.channel &&
-        last_delta_bytes_ + bytes <= kMaxChunkBytes) {
-      Merge(deltas_.back(), delta);
-      last_delta_bytes_ += bytes;
-    } else {
-      deltas_.push_back(std::move(delta));
-      last_delta_bytes_ = bytes;
-    }
+    AppendLocked(std::move(delta));
   }
   if (!was_ready) Wake();
 }
 
-void TokenStream::End(StreamEnd end) {
+void TokenStream::End(StreamEnd end, StreamDelta rest) {
   bool was_ready = false;
   {
     MutexLock lock(&mutex_);
     CHECK(!end_.has_value());
     was_ready = ReadyLocked();
+    if (DeltaBytes(rest) > 0) AppendLocked(std::move(rest));
     end_ = std::move(end);
   }
   if (!was_ready) Wake();
+}
+
+void TokenStream::AppendLocked(StreamDelta delta) {
+  const size_t bytes = DeltaBytes(delta);
+  if (!deltas_.empty() && deltas_.back().channel == delta.channel &&
+      last_delta_bytes_ + bytes <= kMaxChunkBytes) {
+    Merge(deltas_.back(), delta);
+    last_delta_bytes_ += bytes;
+  } else {
+    deltas_.push_back(std::move(delta));
+    last_delta_bytes_ = bytes;
+  }
 }
 
 bool TokenStream::cancelled() const { return cancelled_.load(std::memory_order_relaxed); }
@@ -84,8 +94,13 @@ std::optional<StreamChunk> TokenStream::WaitChunk(absl::Duration timeout) {
 }
 
 void TokenStream::Cancel() {
-  const bool cancelled = cancelled_.exchange(true, std::memory_order_relaxed);
-  if (!cancelled && cancel_) cancel_();
+  if (cancelled_.exchange(true, std::memory_order_relaxed)) return;
+  std::function<void()> cancel;
+  {
+    MutexLock lock(&mutex_);
+    cancel = cancel_;
+  }
+  if (cancel) cancel();
 }
 
 std::optional<StreamChunk> TokenStream::TakeLocked() {

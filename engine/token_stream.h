@@ -49,10 +49,14 @@ class TokenStream {
   // for an engine that does not look by itself. Both may be empty.
   explicit TokenStream(std::function<void()> ready = {}, std::function<void()> cancel = {});
 
-  // Engine side. Exactly one End; nothing after it. An empty delta is dropped.
+  // Engine side. Exactly one End; nothing after it. An empty delta is dropped. `rest` is taken with the
+  // end, never without.
   void Push(StreamDelta delta);
-  void End(StreamEnd end);
+  void End(StreamEnd end, StreamDelta rest = {});
   bool cancelled() const;
+  // For a request that another engine takes over. It looks at cancelled() afterwards: a Cancel in
+  // between may have called the one before.
+  void SetCancel(std::function<void()> cancel);
 
   // Reader side. What is there, merged while the channel stays and the chunk is below
   // kMaxChunkBytes; nothing if nothing is. The chunk that carries `end` is the last one.
@@ -66,15 +70,16 @@ class TokenStream {
   static constexpr size_t kMaxChunkBytes = 1 << 20;
 
  private:
+  void AppendLocked(StreamDelta delta) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   std::optional<StreamChunk> TakeLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   bool ReadyLocked() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Wake();
 
   const std::function<void()> ready_;
-  const std::function<void()> cancel_;
   std::atomic<bool> cancelled_ = false;
   mutable Mutex mutex_;
   CondVar arrived_;
+  std::function<void()> cancel_ ABSL_GUARDED_BY(mutex_);
   // Merged as they come: one for each chunk that is still to be taken.
   std::deque<StreamDelta> deltas_ ABSL_GUARDED_BY(mutex_);
   size_t last_delta_bytes_ ABSL_GUARDED_BY(mutex_) = 0;

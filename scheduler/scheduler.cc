@@ -202,6 +202,18 @@ void Scheduler::TakeToken(Sequence* sequence, int32_t token_id) {
   --sequence->num_unknown;
 }
 
+void Scheduler::ForgetUnknown(Sequence* sequence) {
+  sequence->token_ids.resize(static_cast<size_t>(sequence->num_tokens() - sequence->num_unknown));
+  sequence->num_unknown = 0;
+}
+
+void Scheduler::StartOver() {
+  CHECK(!is_planned_);
+  num_under_way_ = 0;
+  while (!running_.empty()) PreemptYoungest();
+  for (Sequence* sequence : waiting_) ForgetUnknown(sequence);
+}
+
 void Scheduler::Finish(Sequence* sequence) {
   CHECK(!is_planned_);
   if (sequence->state == Sequence::State::kRunning) {
@@ -218,9 +230,7 @@ void Scheduler::Finish(Sequence* sequence) {
       if (entry.sequence == sequence) entry.sequence = nullptr;
     }
   }
-  // Tokens that nobody will know.
-  sequence->token_ids.resize(static_cast<size_t>(sequence->num_tokens() - sequence->num_unknown));
-  sequence->num_unknown = 0;
+  ForgetUnknown(sequence);
   sequence->block_table.clear();
   sequence->state = Sequence::State::kFinished;
 }

@@ -59,6 +59,10 @@ class Scheduler {
   static constexpr int32_t kSkip = -1;
   void Update(std::span<const int32_t> sampled);
 
+  // Nothing that is in the cache counts any more: steps under way give no token, and every running
+  // sequence is preempted. Never between Schedule and Start.
+  void StartOver();
+
   // Takes a sequence out, in any state, and returns its blocks; none that is finished already
   // changes. Its entries of steps under way stay, without it. Never between Schedule and Start.
   void Finish(Sequence* sequence);
@@ -87,6 +91,8 @@ class Scheduler {
   void AppendEntry(Sequence* sequence, int32_t num_tokens, Budget& budget);
   void FillBlockTables();
   void TakeToken(Sequence* sequence, int32_t token_id);
+  // Tokens that nobody will know.
+  static void ForgetUnknown(Sequence* sequence);
   // The batch of the oldest step under way is number 0; the one that is planned comes last.
   const Batch& batch(int idx) const { return batches_[(oldest_ + idx) % 2]; }
   Batch& batch(int idx) { return batches_[(oldest_ + idx) % 2]; }

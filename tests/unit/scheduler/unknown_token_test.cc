@@ -91,5 +91,29 @@ TEST_F(UnknownTokenTest, APreemptedSequenceStillGetsItsUnknownToken) {
   EXPECT_THAT(Plan(Schedule()), ElementsAre(Pair(2, 7)));
 }
 
+// Running ones are computed anew from what they know, in their order; nothing of the steps under way
+// comes.
+TEST_F(UnknownTokenTest, StartingOverForgetsTheStepsUnderWay) {
+  Make({.max_num_seqs = 2, .max_num_batched_tokens = 512}, 8);
+  Add(5, 8);
+  Add(3, 8);
+  Sequence* waiting = Add(4, 8);
+  Step();
+  Schedule();
+  scheduler_->Start();
+  Schedule();
+  scheduler_->Start();
+  scheduler_->StartOver();
+  EXPECT_TRUE(scheduler_->CheckIntegrity().ok()) << scheduler_->CheckIntegrity();
+  EXPECT_EQ(blocks_->num_free(), blocks_->num_blocks());
+  EXPECT_EQ(sequences_[0]->token_ids.size(), 6u);
+  EXPECT_EQ(waiting->num_tokens(), 4);
+  const Batch& batch = Schedule();
+  EXPECT_THAT(Plan(batch), ElementsAre(Pair(1, 6), Pair(2, 4)));
+  Update(batch, 9);
+  EXPECT_EQ(sequences_[0]->token_ids.back(), 9);
+  EXPECT_EQ(sequences_[0]->num_tokens(), 7);
+}
+
 }  // namespace
 }  // namespace jevons
