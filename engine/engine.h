@@ -62,6 +62,7 @@ struct EngineStats {
   int64_t num_prompt_tokens = 0;  // computed since start
   int64_t num_new_tokens = 0;
   int64_t num_moved_layers = 0;  // whose experts were placed anew
+  int64_t group_epoch = 0;       // Membership::epoch of the group that it steps in
 };
 
 // Thread-safe. Owns the engine thread, which owns every sequence, the scheduler and the blocks.

@@ -26,39 +26,77 @@ EngineGroup::EngineGroup(LoadedGroup group, const Clock* clock)
   first_ = engines_[0].get();
 }
 
-EngineGroup::EngineGroup(LoadedModel first, std::unique_ptr<RemoteRanks> others, const Clock* clock)
+EngineGroup::EngineGroup(LoadedModel first, std::unique_ptr<RemoteRanks> others, const Clock* clock,
+                         JoinGroup join)
     : description_(Describe(1 + others->ranks().size(), first)), remote_(std::move(others)) {
-  engines_.push_back(std::make_unique<RankEngine>(std::move(first), clock));
+  std::optional<RankEngine::Regrouping> regrouping;
+  if (join) {
+    regrouping = {.join = std::move(join),
+                  .broken = [remote = remote_.get()](int64_t epoch, const absl::Status& status) {
+                    remote->Broken(epoch, status);
+                  }};
+  }
+  engines_.push_back(std::make_unique<RankEngine>(std::move(first), clock, std::move(regrouping)));
   first_ = engines_[0].get();
   ranks_.push_back(first_);
   for (Rank* rank : remote_->ranks()) ranks_.push_back(rank);
-  remote_->OnLoss([engine = first_](const absl::Status& status) {
-    engine->Abort(std::string(status.message()));
-  });
+  remote_->Listen(this);
 }
 
 EngineGroup::~EngineGroup() { Drain(absl::ZeroDuration()); }
 
 absl::StatusOr<std::shared_ptr<TokenStream>> EngineGroup::Submit(GenerationRequest request,
                                                                  std::function<void()> ready) {
-  RETURN_IF_ERROR(failure());
+  while (true) {
+    RETURN_IF_ERROR(failure());
+    Rank* const rank = LeastLoaded();
+    if (rank == nullptr) continue;
+    auto stream = rank->Submit(request, ready);
+    if (stream.ok()) PokeAll();
+    // Lost since it was chosen.
+    if (!stream.ok() && !rank->failure().ok()) continue;
+    return stream;
+  }
+}
+
+Rank* EngineGroup::LeastLoaded() const {
   Rank* best = nullptr;
   std::tuple<int64_t, int64_t> best_load;
   for (Rank* rank : ranks_) {
+    if (!rank->failure().ok()) continue;
     const EngineStats stats = rank->stats();
     const std::tuple load(stats.num_queued + stats.num_running, -stats.num_free_blocks);
     if (best != nullptr && load >= best_load) continue;
     best = rank;
     best_load = load;
   }
-  auto stream = best->Submit(std::move(request), std::move(ready));
-  if (stream.ok()) PokeAll();
-  return stream;
+  return best;
+}
+
+void EngineGroup::OnRegroup(const Membership& membership, std::vector<OpenRequest> open) {
+  first_->Regroup(membership);
+  for (OpenRequest& request : open) Resume(std::move(request));
+}
+
+void EngineGroup::OnEnd(const absl::Status& status) {
+  first_->Abort(std::string(status.message()));
+}
+
+void EngineGroup::Resume(OpenRequest open) {
+  absl::Status status = absl::UnavailableError("no rank is left");
+  while (Rank* const rank = LeastLoaded()) {
+    status = rank->Resume(open);
+    if (status.ok()) return PokeAll();
+    if (rank->failure().ok()) break;
+  }
+  open.stream->End({.reason = FinishReason::kError, .error = std::move(status)});
 }
 
 void EngineGroup::Drain(absl::Duration patience) {
+  const absl::Status failed = failure();
+  if (!failed.ok() && remote_ != nullptr) remote_->Fail(failed);
   // What can not go on need not be waited for.
-  const SteadyTime deadline = SteadyDeadline(failure().ok() ? patience : absl::ZeroDuration());
+  const SteadyTime deadline = SteadyDeadline(failed.ok() ? patience : absl::ZeroDuration());
   for (Rank* rank : ranks_) rank->StopAccepting();
   for (Rank* rank : ranks_) rank->WaitIdle(deadline);
   for (Rank* rank : ranks_) rank->Stop();
@@ -67,8 +105,12 @@ void EngineGroup::Drain(absl::Duration patience) {
 }
 
 absl::Status EngineGroup::failure() const {
-  // Rank 0 last: of a lost rank it knows what broke, the others' say who is lost.
-  for (size_t i = ranks_.size(); i > 0; --i) RETURN_IF_ERROR(ranks_[i - 1]->failure());
+  if (remote_ != nullptr) {
+    // It knows who was lost, rank 0 only what broke.
+    RETURN_IF_ERROR(remote_->failure());
+    return first_->failure();
+  }
+  for (Rank* rank : ranks_) RETURN_IF_ERROR(rank->failure());
   return absl::OkStatus();
 }
 
@@ -86,12 +128,16 @@ EngineStats EngineGroup::stats() const {
     out.num_prompt_tokens += s.num_prompt_tokens;
     out.num_new_tokens += s.num_new_tokens;
     out.num_moved_layers = std::max(out.num_moved_layers, s.num_moved_layers);
+    out.group_epoch = std::max(out.group_epoch, s.group_epoch);
   }
   return out;
 }
 
 absl::Status EngineGroup::CheckIntegrity() {
-  for (Rank* rank : ranks_) RETURN_IF_ERROR(rank->CheckIntegrity());
+  for (Rank* rank : ranks_) {
+    const absl::Status status = rank->CheckIntegrity();
+    if (rank->failure().ok()) RETURN_IF_ERROR(status);
+  }
   return absl::OkStatus();
 }
 

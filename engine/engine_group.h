@@ -10,13 +10,17 @@
 namespace jevons {
 
 // Thread-safe, as Engine. A request goes to the rank with the fewest requests, of those to the one
-// with the most free blocks; where it is computed does not change a bit of it. One rank that fails or
-// is lost ends the group.
-class EngineGroup : public Engine {
+// with the most free blocks; where it is computed does not change a bit of it.
+//
+// Where the other ranks are remote, those that are left go on without one that is lost, and take over
+// its requests behind what these have given. Rank 0's failure ends the group, as that of any rank in
+// this process does.
+class EngineGroup : public Engine, private RemoteRanks::Listener {
  public:
   EngineGroup(LoadedGroup group, const Clock* clock);
-  // Rank 0 in this process, the others elsewhere.
-  EngineGroup(LoadedModel first, std::unique_ptr<RemoteRanks> others, const Clock* clock);
+  // Rank 0 in this process, the others elsewhere. Without `join` a lost rank ends the group.
+  EngineGroup(LoadedModel first, std::unique_ptr<RemoteRanks> others, const Clock* clock,
+              JoinGroup join);
   ~EngineGroup() override;
 
   absl::StatusOr<std::shared_ptr<TokenStream>> Submit(GenerationRequest request,
@@ -34,14 +38,20 @@ class EngineGroup : public Engine {
   std::string backend_description() const override { return description_; }
 
  private:
+  void OnRegroup(const Membership& membership, std::vector<OpenRequest> open) override;
+  void OnEnd(const absl::Status& status) override;
+
+  // The rank to give a request to; null where none is left.
+  Rank* LeastLoaded() const;
+  void Resume(OpenRequest open);
   void PokeAll();
 
   const std::unique_ptr<ThreadGroup> threads_;  // null where the others are remote
   const std::string description_;
   std::vector<std::unique_ptr<RankEngine>> engines_;  // the ranks of this process
   RankEngine* first_ = nullptr;
-  std::unique_ptr<RemoteRanks> remote_;  // below `engines_`: a loss calls rank 0
   std::vector<Rank*> ranks_;
+  std::unique_ptr<RemoteRanks> remote_;  // below the others: it calls the listener
 };
 
 }  // namespace jevons

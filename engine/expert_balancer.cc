@@ -37,7 +37,6 @@ std::unique_ptr<ExpertBalancer> ExpertBalancer::Create(LoadedModel* model) {
 
 ExpertBalancer::ExpertBalancer(LoadedModel* model, ExpertLoad load, std::vector<int32_t> layers)
     : model_(model), load_(std::move(load)), layers_(std::move(layers)) {
-  for (int32_t layer : layers_) maps_.push_back(model->runner->group().maps[layer]);
   thread_ = std::thread([this] { Loop(); });
 }
 
@@ -83,7 +82,7 @@ absl::Status ExpertBalancer::SumLoad() {
   sums_.pop_back();
   RETURN_IF_ERROR(load_.Add(sums_, num_tokens));
   if (busy || num_tokens == 0) return absl::OkStatus();
-  Job job = {.load = {}, .present = maps_, .costs = Costs(seconds_per_byte)};
+  Job job = {.load = {}, .present = PresentMaps(), .costs = Costs(seconds_per_byte)};
   for (int32_t i = 0; i < load_.num_layers(); ++i) {
     job.load.insert(job.load.end(), load_.of_layer(i).begin(), load_.of_layer(i).end());
   }
@@ -94,10 +93,16 @@ absl::Status ExpertBalancer::SumLoad() {
   return absl::OkStatus();
 }
 
+std::vector<ExpertMap> ExpertBalancer::PresentMaps() const {
+  std::vector<ExpertMap> out;
+  for (int32_t layer : layers_) out.push_back(model_->runner->group().maps[layer]);
+  return out;
+}
+
 MoveCosts ExpertBalancer::Costs(double seconds_per_byte) const {
   const MlpWeights& experts = model_->runner->weights().layers[layers_[0]].moe.experts;
   const int64_t bytes = experts.gate_up->bytes() + experts.down->bytes();
-  const int32_t num_ranks = maps_[0].num_ranks();
+  const int32_t num_ranks = model_->options.num_ranks;
   return {.bytes_per_expert = bytes / experts.down->num_groups(),
           .seconds_per_byte = seconds_per_byte / num_ranks,
           .expert_seconds_per_second = kExpertShare / static_cast<double>(layers_.size()),
@@ -122,7 +127,6 @@ absl::Status ExpertBalancer::Apply(const Progress& agreed) {
   }
   if (agreed.num_ready <= num_swapped_) return absl::OkStatus();
   const int32_t layer = ready_->layer;
-  maps_[layer] = ready_->map;
   RETURN_IF_ERROR(model_->runner->ReplaceExperts(layers_[layer], ready_->map, ready_->experts));
   replaced_ = std::move(ready_->experts);
   ready_.reset();

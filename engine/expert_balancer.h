@@ -57,6 +57,7 @@ class ExpertBalancer {
   ExpertBalancer(LoadedModel* model, ExpertLoad load, std::vector<int32_t> layers);
 
   absl::Status SumLoad();
+  std::vector<ExpertMap> PresentMaps() const;  // of layers_
   MoveCosts Costs(double seconds_per_byte) const;
 
   // The thread.
@@ -70,7 +71,6 @@ class ExpertBalancer {
   LoadedModel* const model_;
   ExpertLoad load_;
   const std::vector<int32_t> layers_;       // indices of the MoE layers
-  std::vector<ExpertMap> maps_;             // of layers_
   std::unique_ptr<Checkpoint> checkpoint_;  // of the thread, open while it works
   std::vector<int64_t> sums_;
   int64_t num_steps_ = 0;

@@ -37,6 +37,14 @@ struct LoadedModel {
   std::unique_ptr<Backend> packer;
 };
 
+// Gives the model another group, of which it is a member with the experts that it holds: ranks tell
+// each other what they hold, and what none holds any more is read. All ranks of `group` call it, each
+// waits up to `patience` for the others to have read. The cache is empty afterwards. After an error
+// of the group's it may be called again with another; after any other the model is of no further use.
+// `group` is taken once the model uses it.
+absl::Status Regroup(LoadedModel& model, std::unique_ptr<Communicator>& group,
+                     absl::Duration patience);
+
 // From a checkpoint folder. A folder without tokenizer.json loads: prompts are then token ids
 // alone.
 absl::StatusOr<LoadedModel> LoadModel(const EngineOptions& options);

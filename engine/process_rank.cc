@@ -1,5 +1,6 @@
 #include "engine/process_rank.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -12,6 +13,18 @@ namespace jevons {
 namespace {
 
 constexpr absl::Duration kJoinTime = absl::Seconds(30);
+// Ranks that are left come at once, but for the layer that they compute.
+constexpr absl::Duration kRejoinTime = absl::Seconds(10);
+
+GlooOptions MakeGlooOptions(const ProcessRankOptions& options) {
+  GlooOptions out;
+  out.rendezvous.listen_host = options.listen_host;
+  out.rendezvous.timeout = kJoinTime;
+  for (const GroupFact& fact : options.facts) {
+    absl::StrAppend(&out.rendezvous.fingerprint, fact.name, " ", fact.value, "; ");
+  }
+  return out;
+}
 
 }  // namespace
 
@@ -32,14 +45,9 @@ absl::StatusOr<std::vector<GroupFact>> GroupFacts(const EngineOptions& options) 
 }
 
 absl::StatusOr<LoadedModel> LoadProcessRank(const ProcessRankOptions& options) {
-  GlooOptions gloo;
+  GlooOptions gloo = MakeGlooOptions(options);
   gloo.rendezvous.info = {.rank = options.rank, .world_size = options.engine.num_ranks};
   gloo.rendezvous.leader = options.rendezvous;
-  gloo.rendezvous.listen_host = options.listen_host;
-  gloo.rendezvous.timeout = kJoinTime;
-  for (const GroupFact& fact : options.facts) {
-    absl::StrAppend(&gloo.rendezvous.fingerprint, fact.name, " ", fact.value, "; ");
-  }
   ASSIGN_OR_RETURN(std::unique_ptr<Communicator> communicator, CreateGlooCommunicator(gloo));
   Communicator* const group = communicator.get();
   ASSIGN_OR_RETURN(LoadedModel out,
@@ -48,9 +56,28 @@ absl::StatusOr<LoadedModel> LoadProcessRank(const ProcessRankOptions& options) {
   return out;
 }
 
+JoinGroup JoinerOf(const ProcessRankOptions& options) {
+  return [options](const Membership& membership, const std::function<bool()>& cancelled)
+             -> absl::StatusOr<std::unique_ptr<Communicator>> {
+    const auto place = std::find(membership.ranks.begin(), membership.ranks.end(), options.rank);
+    if (place == membership.ranks.end()) {
+      return absl::FailedPreconditionError(absl::StrCat(
+          "rank ", options.rank, " is not in the group any more: ", membership.reason));
+    }
+    GlooOptions gloo = MakeGlooOptions(options);
+    gloo.rendezvous.info = {.rank = static_cast<int32_t>(place - membership.ranks.begin()),
+                            .world_size = static_cast<int32_t>(membership.ranks.size())};
+    gloo.rendezvous.leader = membership.rendezvous;
+    gloo.rendezvous.timeout = kRejoinTime;
+    gloo.rendezvous.cancelled = cancelled;
+    absl::StrAppend(&gloo.rendezvous.fingerprint, "epoch ", membership.epoch);
+    return CreateGlooCommunicator(gloo);
+  };
+}
+
 std::unique_ptr<Engine> StartEngine(LoadedModel first, std::unique_ptr<RemoteRanks> others,
-                                    const Clock* clock) {
-  return std::make_unique<EngineGroup>(std::move(first), std::move(others), clock);
+                                    const Clock* clock, JoinGroup join) {
+  return std::make_unique<EngineGroup>(std::move(first), std::move(others), clock, std::move(join));
 }
 
 }  // namespace jevons

@@ -38,8 +38,11 @@ struct ProcessRankOptions {
 // is the smallest that any rank found room for. Returns when all have loaded.
 absl::StatusOr<LoadedModel> LoadProcessRank(const ProcessRankOptions& options);
 
-// Rank 0 and the others as one engine.
+// For this rank, in any later group.
+JoinGroup JoinerOf(const ProcessRankOptions& options);
+
+// Rank 0 and the others as one engine. Without `join` a lost rank ends it.
 std::unique_ptr<Engine> StartEngine(LoadedModel first, std::unique_ptr<RemoteRanks> others,
-                                    const Clock* clock);
+                                    const Clock* clock, JoinGroup join = {});
 
 }  // namespace jevons

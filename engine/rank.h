@@ -3,13 +3,34 @@
 
 #include <functional>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "base/mutex.h"
 #include "base/status.h"
 #include "engine/engine.h"
+#include "parallel/communicator.h"
 
 namespace jevons {
+
+// A request whose rank cannot finish it: `request.given` is what `stream` has got.
+struct OpenRequest {
+  GenerationRequest request;
+  std::shared_ptr<TokenStream> stream;
+};
+
+// The ranks that make up a group from now on.
+struct Membership {
+  int64_t epoch = 0;  // 0 is the group at the start; rising
+  std::vector<int32_t>
+      ranks;               // numbers from the start, rising; a rank's place here is its new number
+  std::string rendezvous;  // HOST:PORT where the first of them listens
+  std::string reason;      // why there is another group
+};
+
+// Returns when all members have come. May look at `cancelled` while it waits, and then give up.
+using JoinGroup = std::function<absl::StatusOr<std::unique_ptr<Communicator>>(
+    const Membership& membership, const std::function<bool()>& cancelled)>;
 
 // Thread-safe. No call waits for another process, but for those that say so: what a remote rank says
 // of itself is what it said last.
@@ -20,6 +41,9 @@ class Rank {
   // As Engine.
   virtual absl::StatusOr<std::shared_ptr<TokenStream>> Submit(GenerationRequest request,
                                                               std::function<void()> ready = {}) = 0;
+  // Takes over what another rank cannot finish; the queue's limit does not count. After an error the
+  // stream is the caller's.
+  virtual absl::Status Resume(OpenRequest open) = 0;
   virtual absl::Status failure() const = 0;
   virtual EngineStats stats() const = 0;
   virtual absl::Status CheckIntegrity() = 0;  // waits
@@ -40,12 +64,27 @@ class RemoteRanks {
  public:
   virtual ~RemoteRanks() = default;  // the processes end
 
-  // By rank, from 1. They live as long as this object.
+  // By rank, from 1. They live as long as this object. One that is lost has a failure.
   virtual std::vector<Rank*> ranks() = 0;
 
-  // `lost` is called once, on any thread, when a rank is lost, with the status that every stream ends
-  // with; at once if one is lost already.
-  virtual void OnLoss(std::function<void(const absl::Status&)> lost) = 0;
+  // Called on any thread, one call at a time.
+  class Listener {
+   public:
+    virtual ~Listener() = default;
+    // The group is made anew: rank 0 takes part, and `open` are the requests of the ranks that were lost.
+    virtual void OnRegroup(const Membership& membership, std::vector<OpenRequest> open) = 0;
+    // It cannot be: every stream ends with this status.
+    virtual void OnEnd(const absl::Status& status) = 0;
+  };
+  // A group is made anew only while somebody listens. `listener` lives as long as this object.
+  virtual void Listen(Listener* listener) = 0;
+
+  // Rank 0 has found the group of this epoch broken.
+  virtual void Broken(int64_t epoch, const absl::Status& status) = 0;
+
+  // Ends the group. The first failure counts.
+  virtual void Fail(const absl::Status& status) = 0;
+  virtual absl::Status failure() const = 0;
 };
 
 }  // namespace jevons

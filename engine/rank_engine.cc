@@ -6,9 +6,19 @@
 #include "base/log.h"
 
 namespace jevons {
+namespace {
 
-RankEngine::RankEngine(LoadedModel model, const Clock* clock)
+// For those who decide who is left.
+constexpr absl::Duration kMembershipTime = absl::Seconds(20);
+// For the others to read the experts that nobody holds.
+constexpr absl::Duration kReadTime = absl::Minutes(30);
+
+}  // namespace
+
+RankEngine::RankEngine(LoadedModel model, const Clock* clock, std::optional<Regrouping> regrouping)
     : model_(std::move(model)),
+      regrouping_(std::move(regrouping)),
+      group_(model_.communicator.get()),
       loop_(&model_, clock),
       balancer_(ExpertBalancer::Create(&model_)),
       thread_([this] { Loop(); }) {}
@@ -31,6 +41,17 @@ absl::StatusOr<std::shared_ptr<TokenStream>> RankEngine::Submit(GenerationReques
   queue_.push_back({.id = ++last_id_, .request = std::move(request), .stream = stream});
   changed_.NotifyAll();
   return stream;
+}
+
+absl::Status RankEngine::Resume(OpenRequest open) {
+  MutexLock lock(&mutex_);
+  RETURN_IF_ERROR(failure_);
+  if (stopping_) return absl::UnavailableError("the server is shutting down");
+  open.stream->SetCancel({});
+  queue_.push_back(
+      {.id = ++last_id_, .request = std::move(open.request), .stream = std::move(open.stream)});
+  changed_.NotifyAll();
+  return absl::OkStatus();
 }
 
 void RankEngine::Drain(absl::Duration patience) {
@@ -69,7 +90,17 @@ void RankEngine::Poke() {
 }
 
 void RankEngine::Abort(const std::string& reason) {
-  if (model_.in_group()) model_.communicator->Abort(reason);
+  MutexLock lock(&mutex_);
+  if (group_ != nullptr) group_->Abort(reason);
+  aborted_ = true;
+  changed_.NotifyAll();
+}
+
+void RankEngine::Regroup(Membership membership) {
+  MutexLock lock(&mutex_);
+  if (group_ != nullptr) group_->Abort(membership.reason);
+  wanted_ = std::move(membership);
+  changed_.NotifyAll();
 }
 
 EngineStats RankEngine::stats() const {
@@ -95,20 +126,15 @@ absl::Status RankEngine::failure() const {
 }
 
 bool RankEngine::WakeLocked() const {
-  if (!queue_.empty()) return true;
+  if (!queue_.empty() || wanted_.has_value() || aborted_) return true;
   return model_.in_group() ? num_pokes_ > agreed_pokes_ : stopping_;
 }
 
 void RankEngine::Loop() {
-  Next next = Next::kStep;
-  while (next != Next::kEnd && loop_.failure().ok()) {
-    next = TakeWork();
-    if (next != Next::kStep) continue;
-    loop_.Step();
-    if (balancer_ != nullptr && loop_.failure().ok() && !GroupIsWhole(balancer_->AfterStep()))
-      break;
-  }
-  const absl::Status failure = loop_.failure().ok() ? agreement_ : loop_.failure();
+  do {
+    RunSteps();
+  } while (loop_.failure().ok() && !loop_.broken().ok() && Rejoin());
+  const absl::Status failure = loop_.failure().ok() ? loop_.broken() : loop_.failure();
   if (!failure.ok()) Fail(failure);
   loop_.EndAll(failure.ok() ? absl::UnavailableError("the server is shutting down") : failure);
   MutexLock lock(&mutex_);
@@ -117,12 +143,85 @@ void RankEngine::Loop() {
   changed_.NotifyAll();
 }
 
+void RankEngine::RunSteps() {
+  Next next = Next::kStep;
+  while (next != Next::kEnd && loop_.failure().ok() && loop_.broken().ok()) {
+    next = TakeWork();
+    if (next != Next::kStep) continue;
+    loop_.Step();
+    if (balancer_ != nullptr && loop_.failure().ok() && loop_.broken().ok()) {
+      GroupIsWhole(balancer_->AfterStep());
+    }
+  }
+}
+
+bool RankEngine::Rejoin() {
+  if (!regrouping_) return false;
+  if (balancer_ != nullptr) num_moved_layers_ += balancer_->num_moved_layers();
+  balancer_.reset();
+  while (true) {
+    LogWarning("group_broken", {{"epoch", epoch_}, {"error", loop_.broken().message()}});
+    const std::optional<Membership> membership = AwaitMembership();
+    if (!membership) return false;
+    epoch_ = membership->epoch;
+    const absl::Status status = Join(*membership);
+    if (status.ok()) break;
+    const bool of_the_group = BreaksGroup(status) || absl::IsCancelled(status);
+    loop_.Break(status);
+    if (!of_the_group) return false;
+  }
+  balancer_ = ExpertBalancer::Create(&model_);
+  // All agree once before any waits.
+  group_works_ = true;
+  loop_.Mend();
+  return true;
+}
+
+std::optional<Membership> RankEngine::AwaitMembership() {
+  {
+    MutexLock lock(&mutex_);
+    if (aborted_) return std::nullopt;
+    if (wanted_) return std::exchange(wanted_, std::nullopt);
+  }
+  regrouping_->broken(epoch_, loop_.broken());
+  const SteadyTime deadline = SteadyDeadline(kMembershipTime);
+  MutexLock lock(&mutex_);
+  while (!wanted_ && !aborted_ && !stopping_ && changed_.WaitUntil(&mutex_, deadline)) {
+    CheckIfWanted();
+  }
+  if (aborted_) return std::nullopt;
+  return std::exchange(wanted_, std::nullopt);
+}
+
+absl::Status RankEngine::Join(const Membership& membership) {
+  {
+    MutexLock lock(&mutex_);
+    group_ = nullptr;
+  }
+  model_.communicator.reset();
+  const auto cancelled = [this] {
+    MutexLock lock(&mutex_);
+    return wanted_.has_value() || aborted_;
+  };
+  ASSIGN_OR_RETURN(std::unique_ptr<Communicator> group, regrouping_->join(membership, cancelled));
+  {
+    MutexLock lock(&mutex_);
+    if (wanted_ || aborted_) return absl::CancelledError("the ranks form another group");
+    group_ = group.get();
+  }
+  const absl::Status status = jevons::Regroup(model_, group, kReadTime);
+  if (status.ok() || model_.communicator != nullptr) return status;
+  MutexLock lock(&mutex_);
+  group_ = nullptr;
+  return status;
+}
+
 // Refuses from now on, and admits what was queued so that it ends with the rest.
 void RankEngine::Fail(const absl::Status& failure) {
   LogError("engine_failed", {{"error", failure.ToString()}});
-  // The other ranks would wait for this one.
-  if (model_.in_group()) model_.communicator->Abort(std::string(failure.message()));
   MutexLock lock(&mutex_);
+  // The other ranks would wait for this one.
+  if (group_ != nullptr) group_->Abort(std::string(failure.message()));
   failure_ = failure;
   for (QueuedRequest& queued : queue_) loop_.Admit(std::move(queued));
   queue_.clear();
@@ -172,8 +271,8 @@ RankEngine::Next RankEngine::Agree(bool stopping, int64_t num_pokes) {
 
 bool RankEngine::GroupIsWhole(const absl::Status& status) {
   if (status.ok()) return true;
-  agreement_ =
-      absl::UnavailableError(absl::StrCat("the ranks can not agree on a step: ", status.message()));
+  loop_.Break(absl::UnavailableError(
+      absl::StrCat("the ranks can not agree on a step: ", status.message())));
   return false;
 }
 
@@ -187,7 +286,9 @@ void RankEngine::CheckIfWanted() {
 void RankEngine::UpdateStats() {
   stats_ = {};
   loop_.FillStats(stats_);
-  if (balancer_ != nullptr) stats_.num_moved_layers = balancer_->num_moved_layers();
+  stats_.group_epoch = epoch_;
+  stats_.num_moved_layers = num_moved_layers_;
+  if (balancer_ != nullptr) stats_.num_moved_layers += balancer_->num_moved_layers();
 }
 
 }  // namespace jevons

@@ -3,7 +3,9 @@
 #pragma once
 
 #include <deque>
+#include <functional>
 #include <memory>
+#include <optional>
 #include <thread>
 
 #include "absl/base/thread_annotations.h"
@@ -24,14 +26,27 @@ namespace jevons {
 // have seen a poke too early to find work and another too late; so they also agree on the smallest
 // number of pokes that any had seen, and wait only while there have been no more. A poke may reach a
 // rank late: until then the others wait for it to agree.
+//
+// A group that breaks ends what runs with UNAVAILABLE, unless it can be made anew: then the engine
+// waits to be told who is left, joins them, and computes its sequences anew from the tokens that they
+// had. Nothing is seen of it at the streams but a pause.
 class RankEngine : public Engine, public Rank {
  public:
-  RankEngine(LoadedModel model, const Clock* clock);
+  // How a broken group is made anew.
+  struct Regrouping {
+    JoinGroup join;
+    // Called on the engine thread when it is broken, with its epoch; Regroup should follow.
+    std::function<void(int64_t epoch, const absl::Status& status)> broken;
+  };
+
+  RankEngine(LoadedModel model, const Clock* clock,
+             std::optional<Regrouping> regrouping = std::nullopt);
   ~RankEngine() override;
 
   absl::StatusOr<std::shared_ptr<TokenStream>> Submit(GenerationRequest request,
                                                       std::function<void()> ready) override;
   void Drain(absl::Duration patience) override;
+  absl::Status Resume(OpenRequest open) override;
   absl::Status failure() const override;
   EngineStats stats() const override;
   absl::Status CheckIntegrity() override;
@@ -48,8 +63,10 @@ class RankEngine : public Engine, public Rank {
   void Stop() override;
   void Join() override;
   void Poke() override;
-  // Breaks the group that this rank is in: what runs ends with UNAVAILABLE and this reason.
+  // Breaks the group that this rank is in, for good: what runs ends with UNAVAILABLE and this reason.
   void Abort(const std::string& reason);
+  // Breaks it and has this rank join another one. The last membership counts.
+  void Regroup(Membership membership);
 
  private:
   enum class Next { kStep, kWait, kEnd };
@@ -61,6 +78,11 @@ class RankEngine : public Engine, public Rank {
 
   // The engine thread.
   void Loop();
+  void RunSteps();
+  // Waits for a membership and takes part. False where the engine has to end: why is in the loop.
+  bool Rejoin();
+  std::optional<Membership> AwaitMembership();
+  absl::Status Join(const Membership& membership);
   void Fail(const absl::Status& failure);
   Next TakeWork();
   Next Agree(bool stopping, int64_t num_pokes);
@@ -70,6 +92,7 @@ class RankEngine : public Engine, public Rank {
   void UpdateStats() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   LoadedModel model_;
+  const std::optional<Regrouping> regrouping_;
   mutable Mutex mutex_;
   CondVar changed_;  // anything below that somebody waits for
   std::deque<QueuedRequest> queue_ ABSL_GUARDED_BY(mutex_);
@@ -81,6 +104,9 @@ class RankEngine : public Engine, public Rank {
   bool stopped_ ABSL_GUARDED_BY(mutex_) = false;
   bool working_ ABSL_GUARDED_BY(mutex_) = false;
   int64_t num_pokes_ ABSL_GUARDED_BY(mutex_) = 0;
+  Communicator* group_ ABSL_GUARDED_BY(mutex_);  // of the model; null while it has none
+  std::optional<Membership> wanted_ ABSL_GUARDED_BY(mutex_);
+  bool aborted_ ABSL_GUARDED_BY(mutex_) = false;
   int64_t checks_wanted_ ABSL_GUARDED_BY(mutex_) = 0;
   int64_t checks_done_ ABSL_GUARDED_BY(mutex_) = 0;
   absl::Status check_result_ ABSL_GUARDED_BY(mutex_);
@@ -88,9 +114,10 @@ class RankEngine : public Engine, public Rank {
   // Engine thread only, once the thread runs.
   StepLoop loop_;
   std::unique_ptr<ExpertBalancer> balancer_;  // null where experts stay where they are
-  absl::Status agreement_;                    // why the group can not agree any more
-  bool group_works_ = false;                  // some rank had work when they last agreed
-  int64_t agreed_pokes_ = 0;                  // that every rank had seen then
+  int64_t num_moved_layers_ = 0;              // by balancers before this one
+  int64_t epoch_ = 0;
+  bool group_works_ = false;  // some rank had work when they last agreed
+  int64_t agreed_pokes_ = 0;  // that every rank had seen then
   Mutex join_mutex_;
   std::thread thread_;
 };

@@ -31,6 +31,10 @@ Request MakeSchedulerRequest(const QueuedRequest& queued, const GenerationLimits
 
 }  // namespace
 
+bool BreaksGroup(const absl::Status& status) {
+  return absl::IsAborted(status) || absl::IsDeadlineExceeded(status) || absl::IsUnavailable(status);
+}
+
 StepLoop::Active::Active(QueuedRequest queued, Request scheduled, const LoadedModel& model)
     : sequence(std::move(scheduled)),
       request(std::move(queued.request)),
@@ -44,6 +48,18 @@ StepLoop::Active::Active(QueuedRequest queued, Request scheduled, const LoadedMo
            .ignore_eos = request.ignore_eos,
            .stop = request.stop}) {}
 
+FinishReason StepLoop::Active::TakeGiven() {
+  bool stopped = false;
+  for (int32_t id : request.given.token_ids) {
+    sequence.token_ids.push_back(id);
+    stopped = output.Push(id).stopped;
+  }
+  num_prompt_scored = request.given.num_prompt_logprobs;
+  if (stopped) return FinishReason::kStop;
+  const bool full = sequence.num_new_tokens() >= sequence.request.max_new_tokens;
+  return full ? FinishReason::kLength : FinishReason::kNone;
+}
+
 StepLoop::StepLoop(LoadedModel* model, const Clock* clock)
     : model_(model),
       clock_(clock),
@@ -55,8 +71,16 @@ void StepLoop::Admit(QueuedRequest queued) {
   Request scheduled = MakeSchedulerRequest(queued, model_->limits);
   auto active = std::make_unique<Active>(std::move(queued), std::move(scheduled), *model_);
   Sequence* sequence = &active->sequence;
+  const FinishReason reason = active->TakeGiven();
   active_.emplace(sequence, std::move(active));
   scheduler_.Add(sequence);
+  if (reason != FinishReason::kNone) End(*active_.at(sequence), reason, absl::OkStatus());
+}
+
+void StepLoop::Break(const absl::Status& status) {
+  broken_ = absl::UnavailableError(status.message());
+  under_way_ = nullptr;
+  scheduler_.StartOver();
 }
 
 void StepLoop::Step() {
@@ -71,7 +95,7 @@ void StepLoop::Step() {
   }
   // The device is busy meanwhile.
   if (under_way_ != nullptr) EndStep(*std::exchange(under_way_, nullptr));
-  if (batch.empty()) return;
+  if (batch.empty() || !broken_.ok()) return;
   if (overlaps_ && work.is_queued) {
     under_way_ = &work;
   } else {
@@ -147,6 +171,7 @@ void StepLoop::CollectRows(StepWork& work) {
 
 void StepLoop::NoteFailure(const absl::Status& status, int32_t num_tokens) {
   LogError("step_failed", {{"error", status.ToString()}, {"tokens", num_tokens}});
+  if (model_->in_group() && BreaksGroup(status)) return Break(status);
   // What a device that failed still holds is not known, and other ranks have not got what they wait
   // for: nothing goes on.
   if (status.code() == absl::StatusCode::kInternal) {
@@ -167,6 +192,7 @@ void StepLoop::EndStep(StepWork& work) {
   const absl::Status status = work.status.ok() ? TakeResults(work) : work.status;
   if (!status.ok()) {
     NoteFailure(status, batch.num_tokens());
+    if (!broken_.ok()) return;
     std::fill(failed_.begin(), failed_.end(), failure_.ok() ? status : failure_);
     std::fill(sampled_.begin(), sampled_.end(), Scheduler::kSkip);
   }
@@ -328,14 +354,15 @@ void StepLoop::Emit(const Batch& batch) {
 }
 
 void StepLoop::End(Active& active, FinishReason reason, absl::Status error) {
-  StreamDelta rest = active.output.Flush();
-  if (!rest.text.empty()) active.stream->Push(std::move(rest));
   scheduler_.Finish(&active.sequence);
-  active.stream->End({.reason = reason,
-                      .error = std::move(error),
-                      .usage = {.prompt_tokens = active.sequence.num_prompt_tokens(),
-                                .completion_tokens = active.sequence.num_new_tokens(),
-                                .reasoning_tokens = active.output.reasoning_tokens()}});
+  StreamEnd end = {.reason = reason,
+                   .error = std::move(error),
+                   .usage = {.prompt_tokens = active.sequence.num_prompt_tokens(),
+                             .completion_tokens = active.sequence.num_new_tokens(),
+                             .reasoning_tokens = active.output.reasoning_tokens()}};
+  // After an error another engine may go on from the tokens.
+  const bool ends_here = reason != FinishReason::kError;
+  active.stream->End(std::move(end), ends_here ? active.output.Flush() : StreamDelta());
   active_.erase(&active.sequence);
 }
 

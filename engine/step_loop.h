@@ -23,6 +23,9 @@ struct QueuedRequest {
   std::shared_ptr<TokenStream> stream;
 };
 
+// Whether an error is of what ranks do together, and not of this one.
+bool BreaksGroup(const absl::Status& status);
+
 // Engine thread only.
 //
 // Where it overlaps, a step is queued on the device while the one before it still runs there, and
@@ -41,9 +44,14 @@ class StepLoop {
   // In a group the batch may be empty: the other ranks need this one.
   void Step();
 
-  // OK, or UNAVAILABLE once the device or the group has failed in a step: no further step makes
-  // sense.
+  // OK, or UNAVAILABLE once the device has failed in a step: no further step makes sense.
   const absl::Status& failure() const { return failure_; }
+  // OK, or UNAVAILABLE while the group is broken. No token of the step in which it broke counts, and
+  // every sequence is computed anew from those that it had, in the steps after Mend.
+  const absl::Status& broken() const { return broken_; }
+  void Break(const absl::Status& status);
+  // The model has a group again.
+  void Mend() { broken_ = absl::OkStatus(); }
 
   // Ends every sequence with this status.
   void EndAll(const absl::Status& status);
@@ -55,6 +63,9 @@ class StepLoop {
  private:
   struct Active {
     Active(QueuedRequest queued, Request scheduled, const LoadedModel& model);
+
+    // Takes what the request has given elsewhere. Why it ends with that; kNone: it does not.
+    FinishReason TakeGiven();
 
     Sequence sequence;
     GenerationRequest request;
@@ -120,6 +131,7 @@ class StepLoop {
   std::vector<Active*> ending_;
 
   absl::Status failure_;
+  absl::Status broken_;
   int64_t num_steps_ = 0;
   int64_t num_prompt_tokens_ = 0;
   int64_t num_new_tokens_ = 0;

@@ -59,6 +59,10 @@ absl::StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::Create(const ModelConf
   if (runner->group_.present() && config.n_routed_experts > 0) {
     ASSIGN_OR_RETURN(runner->experts_, ExpertParallel::Create(config, runner->group_, options,
                                                               backend, &runner->work_));
+    runner->held_.resize(config.num_hidden_layers);
+    for (int32_t i = 0; i < config.num_hidden_layers; ++i) {
+      if (config.IsMoeLayer(i)) runner->held_[i] = runner->OwnSlots(runner->group_.maps[i]);
+    }
   }
   if (backend->traits().samples) {
     const int32_t num_valid = options.num_valid_ids > 0 ? options.num_valid_ids : config.vocab_size;
@@ -160,8 +164,20 @@ absl::Status ModelRunner::RunLayers(const Step& step) {
 absl::Status ModelRunner::ReplaceExperts(int32_t layer_idx, const ExpertMap& map,
                                          MlpWeights& experts) {
   RETURN_IF_ERROR(experts_->SetMap(layer_idx, map));
+  group_.maps[layer_idx] = map;
+  held_[layer_idx] = OwnSlots(map);
   if (experts.gate_up != nullptr) std::swap(weights_.layers[layer_idx].moe.experts, experts);
   return absl::OkStatus();
+}
+
+void ModelRunner::Hold(int32_t layer_idx, std::vector<int32_t> slot_expert, MlpWeights experts) {
+  weights_.layers[layer_idx].moe.experts = std::move(experts);
+  held_[layer_idx] = std::move(slot_expert);
+}
+
+std::vector<int32_t> ModelRunner::OwnSlots(const ExpertMap& map) const {
+  const auto own = map.experts_of_rank(group_.communicator->info().rank);
+  return {own.begin(), own.end()};
 }
 
 absl::Status ModelRunner::WarmUp() {

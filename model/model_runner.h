@@ -60,12 +60,20 @@ class ModelRunner {
   bool samples() const { return sampler_ != nullptr; }
   int32_t max_logits_rows() const { return options_.max_logits_rows; }
 
-  const RankGroup& group() const { return group_; }  // as it was at the start
+  const RankGroup& group() const { return group_; }
   // Null where this rank has all experts.
   ExpertParallel* experts() { return experts_.get(); }
   // Between two steps, on all ranks: the layer's experts are where `map` says from now on. `experts`
   // are those of this rank and get the ones before; null weights: they stay as they are.
   absl::Status ReplaceExperts(int32_t layer_idx, const ExpertMap& map, MlpWeights& experts);
+
+  // For a group that is made anew, in which the slots of the ranks differ from the present ones. The
+  // experts in this rank's slots, by layer; empty for a dense one.
+  const std::vector<std::vector<int32_t>>& held() const { return held_; }
+  // The layer's slots are these from now on, with `experts`; no step can be run any more.
+  void Hold(int32_t layer_idx, std::vector<int32_t> slot_expert, MlpWeights experts);
+  // For another runner; this one is of no further use.
+  ModelWeights TakeWeights() { return std::move(weights_); }
 
   const ModelConfig& config() const { return config_; }
   const ModelWeights& weights() const { return weights_; }
@@ -86,6 +94,7 @@ class ModelRunner {
         group_(std::move(group)) {}
 
   absl::Status Allocate();
+  std::vector<int32_t> OwnSlots(const ExpertMap& map) const;
   absl::Status CheckStep(const StepInput& input) const;
   // The number of rows that a step of so many is padded to.
   int64_t Padded(int64_t num_rows, int64_t max_rows) const;
@@ -109,7 +118,8 @@ class ModelRunner {
   ModelWeights weights_;
   Backend* const backend_;
   const ModelRunnerOptions options_;
-  const RankGroup group_;
+  RankGroup group_;
+  std::vector<std::vector<int32_t>> held_;
   float softmax_scale_ = 0;
   DeviceTensor cos_sin_;
   KvCache cache_;

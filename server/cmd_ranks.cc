@@ -41,7 +41,7 @@ void AddRanks(CLI::App& cmd, RankFlags& flags) {
       ->check(InRange<int64_t>(1, 86400))
       ->capture_default_str();
   cmd.add_option("--rank-timeout-ms", flags.rank_timeout_ms,
-                 "A rank that is silent for longer is lost, and the group ends")
+                 "A rank that is silent for longer is lost, and the others go on without it")
       ->check(InRange<int64_t>(500, 600'000))
       ->capture_default_str();
 }

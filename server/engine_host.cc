@@ -1,19 +1,14 @@
 #include "server/engine_host.h"
 
-#include <netinet/in.h>
-#include <sys/socket.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
 #include <cstdio>
 #include <cstdlib>
 #include <utility>
 
-#include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "server/background.h"
+#include "server/listen.h"
 #include "server/rank_children.h"
 #include "server/rank_leader.h"
 
@@ -23,20 +18,6 @@ namespace {
 constexpr char kLoopback[] = "127.0.0.1:0";
 constexpr absl::Duration kGiveUp = absl::Seconds(3);  // a loading thread that hangs in a lost group
 constexpr absl::Duration kKillSoon = absl::Seconds(1);  // ranks of a group that failed
-
-// HOST of `address` with a port that nobody uses. The system hands such ports out in turn.
-absl::StatusOr<std::string> FreePort(const std::string& address) {
-  const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  const absl::Cleanup closer = [fd] { close(fd); };
-  sockaddr_in any = {};
-  any.sin_family = AF_INET;
-  socklen_t size = sizeof(any);
-  if (fd < 0 || bind(fd, reinterpret_cast<sockaddr*>(&any), size) != 0 ||
-      getsockname(fd, reinterpret_cast<sockaddr*>(&any), &size) != 0) {
-    return absl::ErrnoToStatus(errno, "no free port for the data plane");
-  }
-  return absl::StrCat(address.substr(0, address.rfind(':')), ":", ntohs(any.sin_port));
-}
 
 class EngineHostImpl : public EngineHost {
  public:
@@ -82,7 +63,8 @@ class EngineHostImpl : public EngineHost {
                                         .world_size = options_.num_ranks,
                                         .version = group_.version,
                                         .facts = facts_,
-                                        .silence = group_.silence}));
+                                        .silence = group_.silence,
+                                        .lost = [this](int32_t rank) { children_.Kill(rank); }}));
     control_ = leader_.get();
     if (!starts_others) return absl::OkStatus();
     return children_.Start(group_.arguments, options_.num_ranks, leader_->address());
@@ -97,15 +79,16 @@ class EngineHostImpl : public EngineHost {
     RETURN_IF_ERROR(leader_->WaitJoined(group_.join_timeout));
     ASSIGN_OR_RETURN(const std::string rendezvous, FreePort(leader_->address()));
     leader_->Begin(rendezvous);
-    ASSIGN_OR_RETURN(LoadedModel model, LoadProcessRank({.engine = options_,
-                                                         .rank = 0,
-                                                         .rendezvous = rendezvous,
-                                                         .listen_host = {},
-                                                         .facts = facts_,
-                                                         .load_timeout = group_.load_timeout}));
+    const ProcessRankOptions rank = {.engine = options_,
+                                     .rank = 0,
+                                     .rendezvous = rendezvous,
+                                     .listen_host = {},
+                                     .facts = facts_,
+                                     .load_timeout = group_.load_timeout};
+    ASSIGN_OR_RETURN(LoadedModel model, LoadProcessRank(rank));
     RETURN_IF_ERROR(leader_->WaitLoaded(group_.load_timeout));
     leader_->EnableRequests(model.limits, model.options);
-    engine_ = StartEngine(std::move(model), std::move(leader_), clock_);
+    engine_ = StartEngine(std::move(model), std::move(leader_), clock_, JoinerOf(rank));
     return absl::OkStatus();
   }
 

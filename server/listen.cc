@@ -1,12 +1,14 @@
 #include "server/listen.h"
 
 #include <netdb.h>
+#include <netinet/in.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include <cerrno>
 #include <cstring>
 
+#include "absl/cleanup/cleanup.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "base/strings.h"
@@ -29,6 +31,19 @@ absl::StatusOr<HostPort> ParseAddress(std::string_view what, const std::string& 
     out.host = out.host.substr(1, out.host.size() - 2);
   }
   return out;
+}
+
+absl::StatusOr<std::string> FreePort(const std::string& address) {
+  const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  const absl::Cleanup closer = [fd] { close(fd); };
+  sockaddr_in any = {};
+  any.sin_family = AF_INET;
+  socklen_t size = sizeof(any);
+  if (fd < 0 || bind(fd, reinterpret_cast<sockaddr*>(&any), size) != 0 ||
+      getsockname(fd, reinterpret_cast<sockaddr*>(&any), &size) != 0) {
+    return absl::ErrnoToStatus(errno, "no free port for the data plane");
+  }
+  return absl::StrCat(address.substr(0, address.rfind(':')), ":", ntohs(any.sin_port));
 }
 
 std::string ListenFault(const HostPort& address) {

@@ -43,6 +43,7 @@ std::string HowEnded(int status) {
 RankChildren::~RankChildren() {
   const auto runs = [](const Child& child) { return child.pid > 0; };
   const absl::Time end = absl::Now() + patience_;
+  MutexLock lock(&mutex_);
   while (std::any_of(children_.begin(), children_.end(), runs)) {
     const bool late = absl::Now() > end;
     for (Child& child : children_) {
@@ -56,6 +57,7 @@ RankChildren::~RankChildren() {
 
 absl::Status RankChildren::Start(const std::vector<std::string>& arguments, int32_t num_ranks,
                                  const std::string& leader) {
+  MutexLock lock(&mutex_);
   for (int32_t r = 1; r < num_ranks; ++r) {
     std::vector<std::string> own = arguments;
     own.insert(own.end(), {"--rank", absl::StrCat(r), "--leader", leader});
@@ -74,7 +76,18 @@ absl::Status RankChildren::Start(const std::vector<std::string>& arguments, int3
   return absl::OkStatus();
 }
 
+void RankChildren::Kill(int32_t rank) {
+  MutexLock lock(&mutex_);
+  for (Child& child : children_) {
+    if (child.rank != rank || child.pid <= 0) continue;
+    kill(child.pid, SIGKILL);
+    waitpid(child.pid, nullptr, 0);
+    child.pid = -1;
+  }
+}
+
 absl::Status RankChildren::Ended() {
+  MutexLock lock(&mutex_);
   for (Child& child : children_) {
     int status = 0;
     if (child.pid <= 0 || waitpid(child.pid, &status, WNOHANG) <= 0) continue;

@@ -6,12 +6,14 @@
 #include <string>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/time/time.h"
+#include "base/mutex.h"
 #include "base/status.h"
 
 namespace jevons {
 
-// Used by one thread, which must live as long as the ranks: they die with it.
+// Used by one thread, but for Kill, and it must live as long as the ranks: they die with it.
 class RankChildren {
  public:
   RankChildren() = default;
@@ -27,6 +29,9 @@ class RankChildren {
   // OK, or which rank's process ended, and how.
   absl::Status Ended();
 
+  // Ends the process of a rank at once. From any thread; nothing where it has ended, or is not here.
+  void Kill(int32_t rank);
+
   // How long the destructor waits.
   void SetPatience(absl::Duration patience) { patience_ = patience; }
 
@@ -35,7 +40,8 @@ class RankChildren {
     int32_t rank = 0;
     pid_t pid = -1;  // -1: it has ended
   };
-  std::vector<Child> children_;
+  Mutex mutex_;
+  std::vector<Child> children_ ABSL_GUARDED_BY(mutex_);
   absl::Duration patience_ = absl::Seconds(10);
 };
 

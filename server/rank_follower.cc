@@ -189,6 +189,13 @@ class Follower {
     Lost(failure);
   }
 
+  void SayBroken(int64_t epoch, const absl::Status& status) {
+    wire::FromRank message;
+    message.mutable_broken()->set_epoch(epoch);
+    *message.mutable_broken()->mutable_error() = ToWire(status);
+    leader_.Send(message);
+  }
+
   void Hear(const wire::ToRank& message) {
     switch (message.message_case()) {
       case wire::ToRank::kStart:
@@ -208,6 +215,9 @@ class Follower {
       case wire::ToRank::kStop:
         if (engine() != nullptr) Stop();
         return;
+      case wire::ToRank::kRegroup:
+        if (RankEngine* const engine = this->engine()) engine->Regroup(FromWire(message.regroup()));
+        return;
       case wire::ToRank::MESSAGE_NOT_SET:
         LogWarning("unknown_message");
         return;
@@ -215,15 +225,19 @@ class Follower {
   }
 
   void Load(const std::string& rendezvous) {
-    absl::StatusOr<LoadedModel> model = LoadProcessRank({.engine = options_.engine,
-                                                         .rank = options_.rank,
-                                                         .rendezvous = rendezvous,
-                                                         .listen_host = {},
-                                                         .facts = facts_,
-                                                         .load_timeout = options_.load_timeout});
+    const ProcessRankOptions rank = {.engine = options_.engine,
+                                     .rank = options_.rank,
+                                     .rendezvous = rendezvous,
+                                     .listen_host = {},
+                                     .facts = facts_,
+                                     .load_timeout = options_.load_timeout};
+    absl::StatusOr<LoadedModel> model = LoadProcessRank(rank);
     if (!model.ok()) return SayFailed(model.status());
+    const RankEngine::Regrouping regrouping = {
+        .join = JoinerOf(rank),
+        .broken = [this](int64_t epoch, const absl::Status& status) { SayBroken(epoch, status); }};
     {
-      auto engine = std::make_unique<RankEngine>(*std::move(model), &clock_);
+      auto engine = std::make_unique<RankEngine>(*std::move(model), &clock_, regrouping);
       MutexLock lock(&mutex_);
       engine_ = std::move(engine);
     }
@@ -240,13 +254,24 @@ class Follower {
       senders_.emplace(id, sender);
     }
     const std::function<void()> notice = pump_.NoticeFor(sender);
-    auto stream = engine()->Submit(FromWire(submit, clock_.Now()), notice);
+    absl::StatusOr<std::shared_ptr<TokenStream>> stream =
+        submit.has_given() ? Resume(submit, notice)
+                           : engine()->Submit(FromWire(submit, clock_.Now()), notice);
     if (!stream.ok()) {
+      const absl::Status error = stream.status();
       stream = std::make_shared<TokenStream>();
-      (*stream)->End({.reason = FinishReason::kError, .error = stream.status()});
+      (*stream)->End({.reason = FinishReason::kError, .error = error});
     }
     sender->SetStream(*stream);
     notice();  // the engine may have been faster
+  }
+
+  absl::StatusOr<std::shared_ptr<TokenStream>> Resume(const wire::Submit& submit,
+                                                      const std::function<void()>& notice) {
+    auto stream = std::make_shared<TokenStream>(notice);
+    RETURN_IF_ERROR(
+        engine()->Resume({.request = FromWire(submit, clock_.Now()), .stream = stream}));
+    return stream;
   }
 
   void Forget(uint64_t id) {

@@ -1,7 +1,7 @@
 #include "server/rank_leader.h"
 
 #include <algorithm>
-#include <functional>
+#include <optional>
 #include <thread>
 #include <utility>
 
@@ -12,6 +12,7 @@
 #include "grpcpp/server_builder.h"
 #include "jevons/internal/v1/ranks.grpc.pb.h"
 #include "server/listen.h"
+#include "server/rank_hello.h"
 #include "server/rank_link.h"
 
 namespace jevons {
@@ -24,33 +25,11 @@ constexpr absl::Duration kCloseTime = absl::Seconds(1);
 // Memory that is taken for weights may hold up every thread of a process.
 constexpr absl::Duration kLoadSilence = absl::Seconds(10);
 constexpr int kMinPingMs = 1'000;  // ranks ping every two seconds
-
-absl::Status CheckHello(const wire::Hello& hello, const RankLeaderOptions& options) {
-  const auto differ = [&](const std::string& name, const std::string& own,
-                          const std::string& other) {
-    return absl::FailedPreconditionError(absl::StrCat("rank ", hello.rank(),
-                                                      " does not fit: ", name, " is ", own,
-                                                      " at rank 0 and ", other, " there"));
-  };
-  if (hello.version() != options.version) {
-    return differ("the version", options.version, hello.version());
-  }
-  if (hello.world_size() != options.world_size) {
-    return differ("the world size", absl::StrCat(options.world_size),
-                  absl::StrCat(hello.world_size()));
-  }
-  if (hello.rank() < 1 || hello.rank() >= options.world_size) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("rank must be in [1, ", options.world_size - 1, "], given ", hello.rank()));
-  }
-  for (size_t i = 0; i < options.facts.size(); ++i) {
-    const GroupFact& own = options.facts[i];
-    const bool there = i < static_cast<size_t>(hello.facts_size());
-    if (there && hello.facts(i).name() == own.name && hello.facts(i).value() == own.value) continue;
-    return differ(own.name, own.value, there ? hello.facts(i).value() : "missing");
-  }
-  return absl::OkStatus();
-}
+// A broken data plane alone: so often in a row another group is formed, each after a lost rank would have
+// been noticed, and a group that lived for longer ends the row.
+constexpr int kMostAttempts = 3;
+constexpr absl::Duration kMargin = absl::Milliseconds(300);
+constexpr absl::Duration kHealthy = absl::Seconds(30);
 
 class RankLeaderImpl : public RankLeader, public LinkOwner {
  public:
@@ -66,7 +45,7 @@ class RankLeaderImpl : public RankLeader, public LinkOwner {
       changed_.NotifyAll();
     }
     if (watch_.joinable()) watch_.join();
-    for (const auto& rank : ranks_) rank->Lose(absl::UnavailableError("the group has ended"));
+    for (const auto& rank : ranks_) End(*rank, absl::UnavailableError("the group has ended"));
     if (server_ == nullptr) return;
     server_->Shutdown(std::chrono::system_clock::now() + absl::ToChronoMilliseconds(kCloseTime));
     server_->Wait();
@@ -112,17 +91,8 @@ class RankLeaderImpl : public RankLeader, public LinkOwner {
   }
 
   void Fail(const absl::Status& status) override {
-    std::function<void(const absl::Status&)> lost;
-    {
-      MutexLock lock(&mutex_);
-      if (!failure_.ok() || stopping_) return;
-      failure_ = status;
-      lost = std::move(lost_);
-      changed_.NotifyAll();
-    }
-    LogError("group_failed", {{"error", status.ToString()}});
-    for (const auto& rank : ranks_) rank->Lose(status);
-    if (lost) lost(status);
+    MutexLock serial(&change_mutex_);
+    FailLocked(status);
   }
 
   absl::Status failure() const override {
@@ -136,14 +106,17 @@ class RankLeaderImpl : public RankLeader, public LinkOwner {
     return out;
   }
 
-  void OnLoss(std::function<void(const absl::Status&)> lost) override {
-    absl::Status failure;
-    {
-      MutexLock lock(&mutex_);
-      failure = failure_;
-      if (failure.ok()) lost_ = std::move(lost);
-    }
-    if (!failure.ok()) lost(failure);
+  void Listen(Listener* listener) override {
+    MutexLock serial(&change_mutex_);
+    listener_ = listener;
+    const absl::Status failed = failure();
+    if (!failed.ok()) listener->OnEnd(failed);
+  }
+
+  void Broken(int64_t epoch, const absl::Status& status) override {
+    MutexLock lock(&mutex_);
+    if (epoch != epoch_ || broken_) return;
+    broken_ = {.since = std::chrono::steady_clock::now(), .status = status};
   }
 
   absl::StatusOr<std::shared_ptr<RemoteRank>> Admit(const wire::Hello& hello,
@@ -156,6 +129,12 @@ class RankLeaderImpl : public RankLeader, public LinkOwner {
     MutexLock lock(&mutex_);
     RETURN_IF_ERROR(failure_);
     const std::shared_ptr<RemoteRank>& rank = ranks_[hello.rank() - 1];
+    if (rank->state() == State::kLost) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("rank ", hello.rank(), " of ", options_.world_size,
+                       " was lost, and the others go on without it: it can come back when the ",
+                       "group is started again"));
+    }
     if (rank->state() != State::kAbsent) {
       return absl::AlreadyExistsError(absl::StrCat("rank ", hello.rank(), " of ",
                                                    options_.world_size, " has joined ", address_,
@@ -170,8 +149,11 @@ class RankLeaderImpl : public RankLeader, public LinkOwner {
     rank.Hear(message);
     if (message.has_failed()) {
       const absl::Status error = FromWire(message.failed().error());
-      return Fail(
-          absl::UnavailableError(absl::StrCat("rank ", rank.rank(), ": ", error.message())));
+      return Lose(
+          rank, absl::UnavailableError(absl::StrCat("rank ", rank.rank(), ": ", error.message())));
+    }
+    if (message.has_broken()) {
+      return Broken(message.broken().epoch(), FromWire(message.broken().error()));
     }
     if (!message.has_loaded() && !message.has_stopped()) return;
     rank.Advance(message.has_loaded() ? State::kLoaded : State::kStopped);
@@ -180,7 +162,8 @@ class RankLeaderImpl : public RankLeader, public LinkOwner {
   }
 
   void Broken(RemoteRank& rank) override {
-    if (rank.state() == State::kStopped) return;
+    const State state = rank.state();
+    if (state == State::kStopped || state == State::kLost) return;
     {
       MutexLock lock(&mutex_);
       if (!complete_) {
@@ -188,8 +171,8 @@ class RankLeaderImpl : public RankLeader, public LinkOwner {
         return rank.Leave();
       }
     }
-    Fail(absl::UnavailableError(
-        absl::StrCat("rank ", rank.rank(), " is lost: its process closed the connection")));
+    Lose(rank, absl::UnavailableError(absl::StrCat("rank ", rank.rank(),
+                                                   " is lost: its process closed the connection")));
   }
 
  private:
@@ -204,6 +187,102 @@ class RankLeaderImpl : public RankLeader, public LinkOwner {
    private:
     LinkOwner* const owner_;
   };
+
+  struct BrokenGroup {
+    SteadyTime since;
+    absl::Status status;
+  };
+
+  static void End(RemoteRank& rank, const absl::Status& status) {
+    for (OpenRequest& open : rank.Lose(status)) {
+      open.stream->End({.reason = FinishReason::kError, .error = status});
+    }
+  }
+
+  void FailLocked(const absl::Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(change_mutex_) {
+    {
+      MutexLock lock(&mutex_);
+      if (!failure_.ok() || stopping_) return;
+      failure_ = status;
+      changed_.NotifyAll();
+    }
+    LogError("group_failed", {{"error", status.ToString()}});
+    for (const auto& rank : ranks_) End(*rank, status);
+    if (listener_ != nullptr) listener_->OnEnd(status);
+  }
+
+  void Lose(RemoteRank& rank, const absl::Status& status) {
+    MutexLock serial(&change_mutex_);
+    if (listener_ == nullptr) return FailLocked(status);
+    if (over() || rank.state() == State::kLost || rank.state() == State::kStopped) return;
+    LogError("rank_lost", {{"which", rank.rank()}, {"error", status.ToString()}});
+    if (options_.lost) options_.lost(rank.rank());
+    num_attempts_ = 0;
+    Form(std::string(status.message()), rank.Lose(status));
+  }
+
+  // A group of the ranks that are left.
+  void Form(const std::string& reason, std::vector<OpenRequest> open)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(change_mutex_) {
+    const absl::StatusOr<std::string> rendezvous = FreePort(address_);
+    if (!rendezvous.ok()) {
+      for (OpenRequest& request : open) {
+        request.stream->End({.reason = FinishReason::kError, .error = rendezvous.status()});
+      }
+      return FailLocked(rendezvous.status());
+    }
+    Membership membership = {.epoch = 0, .ranks = {}, .rendezvous = *rendezvous, .reason = reason};
+    membership.ranks.push_back(0);
+    for (const auto& rank : ranks_) {
+      if (rank->state() == State::kLoaded) membership.ranks.push_back(rank->rank());
+    }
+    {
+      MutexLock lock(&mutex_);
+      membership.epoch = ++epoch_;
+      broken_.reset();
+    }
+    formed_ = std::chrono::steady_clock::now();
+    LogWarning("group_forms",
+               {{"epoch", membership.epoch}, {"ranks", absl::StrJoin(membership.ranks, ",")}});
+    for (size_t i = 1; i < membership.ranks.size(); ++i) {
+      ranks_[membership.ranks[i] - 1]->Send(ToWire(membership));
+    }
+    listener_->OnRegroup(membership, std::move(open));
+  }
+
+  // No rank was lost, but the data plane broke.
+  void CheckBroken() {
+    absl::Status status;
+    {
+      MutexLock lock(&mutex_);
+      const absl::Duration patience = std::min(options_.silence, kLoadSilence) + kMargin;
+      if (!broken_ ||
+          std::chrono::steady_clock::now() < broken_->since + absl::ToChronoNanoseconds(patience)) {
+        return;
+      }
+      status = broken_->status;
+    }
+    MutexLock serial(&change_mutex_);
+    if (listener_ == nullptr || over()) return;
+    if (std::chrono::steady_clock::now() - formed_ > absl::ToChronoNanoseconds(kHealthy)) {
+      num_attempts_ = 0;
+    }
+    if (++num_attempts_ > kMostAttempts) {
+      return FailLocked(absl::UnavailableError(absl::StrCat(
+          "no group could be formed in ", kMostAttempts, " attempts: ", status.message())));
+    }
+    Form(std::string(status.message()), {});
+  }
+
+  bool over() const {
+    MutexLock lock(&mutex_);
+    return stopping_ || !failure_.ok();
+  }
+
+  int64_t epoch() const {
+    MutexLock lock(&mutex_);
+    return epoch_;
+  }
 
   bool complete() const {
     MutexLock lock(&mutex_);
@@ -246,7 +325,9 @@ class RankLeaderImpl : public RankLeader, public LinkOwner {
       if (pause > options_.silence / 2) {
         paused_until_ = now + absl::ToChronoNanoseconds(options_.silence);
       }
-      if (now >= paused_until_) CheckSilence();
+      if (now < paused_until_) continue;
+      CheckSilence();
+      CheckBroken();
     }
   }
 
@@ -255,9 +336,12 @@ class RankLeaderImpl : public RankLeader, public LinkOwner {
       const State state = rank->state();
       if (state != State::kJoined && state != State::kLoaded) continue;
       absl::Duration limit = options_.silence;
-      if (state == State::kJoined) limit = std::max(limit, kLoadSilence);
+      if (state == State::kJoined || rank->stats().group_epoch != epoch()) {
+        limit = std::max(limit, kLoadSilence);
+      }
       if (rank->silence() <= limit) continue;
-      Fail(absl::UnavailableError(absl::StrCat("rank ", rank->rank(), " is lost: no heartbeat for ",
+      Lose(*rank,
+           absl::UnavailableError(absl::StrCat("rank ", rank->rank(), " is lost: no heartbeat for ",
                                                absl::FormatDuration(limit))));
     }
   }
@@ -269,8 +353,15 @@ class RankLeaderImpl : public RankLeader, public LinkOwner {
   bool complete_ ABSL_GUARDED_BY(mutex_) = false;  // every rank has joined: none may leave
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
   absl::Status failure_ ABSL_GUARDED_BY(mutex_);
-  std::function<void(const absl::Status&)> lost_ ABSL_GUARDED_BY(mutex_);
-  SteadyTime paused_until_;  // of the watching thread
+  int64_t epoch_ ABSL_GUARDED_BY(mutex_) = 0;
+  std::optional<BrokenGroup> broken_ ABSL_GUARDED_BY(mutex_);  // of this epoch
+  SteadyTime paused_until_;                                    // of the watching thread
+
+  Mutex change_mutex_
+      ABSL_ACQUIRED_BEFORE(mutex_);  // changes of the group come one after the other
+  Listener* listener_ ABSL_GUARDED_BY(change_mutex_) = nullptr;
+  int num_attempts_ ABSL_GUARDED_BY(change_mutex_) = 0;
+  SteadyTime formed_ ABSL_GUARDED_BY(change_mutex_);
   Service service_;
   std::unique_ptr<grpc::Server> server_;  // below `service_`: it goes first
   std::string address_;

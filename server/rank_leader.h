@@ -1,6 +1,7 @@
 // The control plane of a group, on rank 0's side: who is in, who is alive, and the ways to them.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -15,11 +16,13 @@ struct RankLeaderOptions {
   std::string version;
   std::vector<GroupFact> facts;
   absl::Duration silence =
-      absl::Milliseconds(900);  // after which a rank is lost; longer while it loads
+      absl::Milliseconds(900);                  // after which a rank is lost; longer while it loads
+  std::function<void(int32_t rank)> lost = {};  // called when one is; on any thread, may be empty
 };
 
-// Thread-safe. Once a rank is lost the group has failed: what runs ends with UNAVAILABLE and the reason,
-// and no other rank comes in.
+// Thread-safe. A rank that is lost once somebody listens is left behind for good, and the others form
+// another group. Before, or where that fails again and again, the group has failed: what runs ends with
+// UNAVAILABLE and the reason, and no other rank comes in.
 class RankLeader : public RemoteRanks {
  public:
   // Starts to listen. INVALID_ARGUMENT for an ill-formed address, UNAVAILABLE with the reason where it
@@ -37,10 +40,6 @@ class RankLeader : public RemoteRanks {
   virtual void Begin(const std::string& rendezvous) = 0;
   // From now on ranks() take requests.
   virtual void EnableRequests(const GenerationLimits& limits, const EngineOptions& options) = 0;
-
-  // Ends the group. The first failure counts.
-  virtual void Fail(const absl::Status& status) = 0;
-  virtual absl::Status failure() const = 0;
 };
 
 }  // namespace jevons

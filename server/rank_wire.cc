@@ -101,7 +101,32 @@ GenerationRequest FromWire(const wire::Submit& submit, absl::Time now) {
   if (submit.has_nanoseconds_left()) {
     out.deadline = now + absl::Nanoseconds(submit.nanoseconds_left());
   }
+  out.given.token_ids.assign(submit.given().token_ids().begin(), submit.given().token_ids().end());
+  out.given.num_prompt_logprobs = submit.given().num_prompt_logprobs();
   return out;
+}
+
+void SetGiven(const GivenOutput& given, wire::Submit* submit) {
+  wire::Given& out = *submit->mutable_given();
+  out.mutable_token_ids()->Add(given.token_ids.begin(), given.token_ids.end());
+  out.set_num_prompt_logprobs(given.num_prompt_logprobs);
+}
+
+wire::ToRank ToWire(const Membership& membership) {
+  wire::ToRank message;
+  wire::Regroup& out = *message.mutable_regroup();
+  out.set_epoch(membership.epoch);
+  out.mutable_ranks()->Add(membership.ranks.begin(), membership.ranks.end());
+  out.set_rendezvous(membership.rendezvous);
+  out.set_reason(membership.reason);
+  return message;
+}
+
+Membership FromWire(const wire::Regroup& regroup) {
+  return {.epoch = regroup.epoch(),
+          .ranks = {regroup.ranks().begin(), regroup.ranks().end()},
+          .rendezvous = regroup.rendezvous(),
+          .reason = regroup.reason()};
 }
 
 wire::Chunk ToWire(uint64_t id, const StreamChunk& chunk) {
@@ -141,6 +166,7 @@ wire::Heartbeat ToWire(const EngineStats& stats) {
   out.set_num_requests(stats.num_requests);
   out.set_num_prompt_tokens(stats.num_prompt_tokens);
   out.set_num_new_tokens(stats.num_new_tokens);
+  out.set_group_epoch(stats.group_epoch);
   return out;
 }
 
@@ -153,7 +179,9 @@ EngineStats FromWire(const wire::Heartbeat& heartbeat) {
           .num_preemptions = heartbeat.num_preemptions(),
           .num_requests = heartbeat.num_requests(),
           .num_prompt_tokens = heartbeat.num_prompt_tokens(),
-          .num_new_tokens = heartbeat.num_new_tokens()};
+          .num_new_tokens = heartbeat.num_new_tokens(),
+          .num_moved_layers = 0,
+          .group_epoch = heartbeat.group_epoch()};
 }
 
 wire::Error ToWire(const absl::Status& status) {

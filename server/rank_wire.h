@@ -5,6 +5,7 @@
 #include "base/status.h"
 #include "engine/engine.h"
 #include "engine/generation.h"
+#include "engine/rank.h"
 #include "engine/token_stream.h"
 #include "jevons/internal/v1/ranks.pb.h"
 
@@ -12,8 +13,13 @@ namespace jevons {
 
 namespace wire = internal::v1;
 
+// Without what it has given; SetGiven makes it a request that is taken over.
 wire::Submit ToWire(uint64_t id, const GenerationRequest& request, absl::Time now);
+void SetGiven(const GivenOutput& given, wire::Submit* submit);
 GenerationRequest FromWire(const wire::Submit& submit, absl::Time now);
+
+wire::ToRank ToWire(const Membership& membership);
+Membership FromWire(const wire::Regroup& regroup);
 
 wire::Chunk ToWire(uint64_t id, const StreamChunk& chunk);
 StreamChunk FromWire(wire::Chunk chunk);

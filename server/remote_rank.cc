@@ -51,13 +51,20 @@ void RemoteRank::Hear(const wire::FromRank& message) {
 
 // The lock is held while the stream is filled: it has one end, by its rank or by a loss.
 void RemoteRank::TakeChunk(const wire::Chunk& message) {
-  const auto found = streams_.find(message.id());
-  if (found == streams_.end()) return;
+  const auto found = open_.find(message.id());
+  if (found == open_.end()) return;
   StreamChunk chunk = FromWire(message);
-  found->second->Push(std::move(chunk.delta));
+  OpenRequest& open = found->second;
+  const StreamDelta& delta = chunk.delta;
+  GivenOutput& given = open.request.given;
+  given.token_ids.insert(given.token_ids.end(), delta.token_ids.begin(), delta.token_ids.end());
+  given.num_prompt_logprobs += static_cast<int32_t>(delta.prompt_logprobs.size());
+  open.stream->Push(std::move(chunk.delta));
   if (!chunk.end) return;
-  found->second->End(*std::move(chunk.end));
-  streams_.erase(found);
+  // The rank fails, or stops: the request is not at its end.
+  if (absl::IsUnavailable(chunk.end->error)) return;
+  open.stream->End(*std::move(chunk.end));
+  open_.erase(found);
 }
 
 void RemoteRank::Advance(State state) {
@@ -79,21 +86,27 @@ void RemoteRank::EnableRequests(const GenerationLimits& limits, const EngineOpti
   accepts_ = true;
 }
 
-void RemoteRank::Lose(const absl::Status& status) {
+std::vector<OpenRequest> RemoteRank::Lose(const absl::Status& status) {
+  std::vector<OpenRequest> out;
   MutexLock lock(&mutex_);
-  if (state_ == State::kStopped || !loss_.ok()) return;
+  if (state_ == State::kStopped || !loss_.ok()) return out;
   loss_ = status;
   state_ = State::kLost;
-  EndAllLocked(status);
+  for (auto& [id, open] : open_) out.push_back(std::move(open));
+  open_.clear();
+  reported_.num_queued = reported_.num_running = 0;
+  reported_.num_blocks = reported_.num_free_blocks = 0;
   if (sender_ != nullptr) sender_->Close(status);
   sender_ = nullptr;
   changed_.NotifyAll();
+  return out;
 }
 
 void RemoteRank::EndAllLocked(const absl::Status& status) {
-  for (auto& [id, stream] : streams_)
-    stream->End({.reason = FinishReason::kError, .error = status});
-  streams_.clear();
+  for (auto& [id, open] : open_) {
+    open.stream->End({.reason = FinishReason::kError, .error = status});
+  }
+  open_.clear();
 }
 
 absl::StatusOr<std::shared_ptr<TokenStream>> RemoteRank::Submit(GenerationRequest request,
@@ -103,27 +116,50 @@ absl::StatusOr<std::shared_ptr<TokenStream>> RemoteRank::Submit(GenerationReques
   RETURN_IF_ERROR(loss_);
   if (!accepts_) return absl::UnavailableError("the server is shutting down");
   // What runs there is not known to the request; the rank itself refuses what is too many for its blocks.
-  const int64_t waiting = static_cast<int64_t>(streams_.size()) - options_.max_num_seqs;
+  const int64_t waiting = static_cast<int64_t>(open_.size()) - options_.max_num_seqs;
   if (waiting >= options_.max_queued_requests) {
     return absl::ResourceExhaustedError(absl::StrCat("the queue is full: ", waiting,
                                                      " requests wait, the limit is ",
                                                      options_.max_queued_requests));
   }
   const uint64_t id = ++last_id_;
-  // Weak: a stream may outlive its group.
-  auto stream = std::make_shared<TokenStream>(std::move(ready), [self = weak_from_this(), id] {
-    if (const std::shared_ptr<RemoteRank> rank = self.lock()) rank->Cancel(id);
-  });
+  auto stream = std::make_shared<TokenStream>(std::move(ready), CancelOf(id));
   wire::ToRank message;
   *message.mutable_submit() = ToWire(id, request, absl::Now());
   SendLocked(std::move(message));
-  streams_.emplace(id, stream);
+  open_.emplace(id, OpenRequest{.request = std::move(request), .stream = stream});
   return stream;
+}
+
+absl::Status RemoteRank::Resume(OpenRequest open) {
+  const std::shared_ptr<TokenStream> stream = open.stream;
+  uint64_t id = 0;
+  {
+    MutexLock lock(&mutex_);
+    RETURN_IF_ERROR(loss_);
+    if (state_ == State::kStopped) return absl::UnavailableError("the server is shutting down");
+    id = ++last_id_;
+    stream->SetCancel(CancelOf(id));
+    wire::ToRank message;
+    *message.mutable_submit() = ToWire(id, open.request, absl::Now());
+    SetGiven(open.request.given, message.mutable_submit());
+    SendLocked(std::move(message));
+    open_.emplace(id, std::move(open));
+  }
+  if (stream->cancelled()) Cancel(id);
+  return absl::OkStatus();
+}
+
+// Weak: a stream may outlive its group.
+std::function<void()> RemoteRank::CancelOf(uint64_t id) {
+  return [self = weak_from_this(), id] {
+    if (const std::shared_ptr<RemoteRank> rank = self.lock()) rank->Cancel(id);
+  };
 }
 
 void RemoteRank::Cancel(uint64_t id) {
   MutexLock lock(&mutex_);
-  if (!streams_.contains(id)) return;
+  if (!open_.contains(id)) return;
   wire::ToRank message;
   message.mutable_cancel()->set_id(id);
   SendLocked(std::move(message));
@@ -137,7 +173,7 @@ absl::Status RemoteRank::failure() const {
 EngineStats RemoteRank::stats() const {
   MutexLock lock(&mutex_);
   EngineStats out = reported_;
-  const int64_t open = static_cast<int64_t>(streams_.size());
+  const int64_t open = static_cast<int64_t>(open_.size());
   out.num_running = std::min(reported_.num_running, open);
   out.num_queued = open - out.num_running;
   return out;
@@ -168,7 +204,7 @@ void RemoteRank::StopAccepting() {
 
 void RemoteRank::WaitIdle(SteadyTime deadline) {
   MutexLock lock(&mutex_);
-  while (!streams_.empty() && changed_.WaitUntil(&mutex_, deadline)) {
+  while (!open_.empty() && changed_.WaitUntil(&mutex_, deadline)) {
   }
 }
 

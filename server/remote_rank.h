@@ -4,6 +4,7 @@
 #include <memory>
 #include <optional>
 #include <unordered_map>
+#include <vector>
 
 #include "base/mutex.h"
 #include "engine/rank.h"
@@ -39,11 +40,13 @@ class RemoteRank : public Rank, public std::enable_shared_from_this<RemoteRank> 
   // The time since it was heard.
   absl::Duration silence() const;
   void EnableRequests(const GenerationLimits& limits, const EngineOptions& options);
-  // The group has ended: so does every stream, with `status`.
-  void Lose(const absl::Status& status);
+  // It is lost: no message of it counts any more. Returns what it has not finished; nothing where it is
+  // lost already, or has stopped.
+  std::vector<OpenRequest> Lose(const absl::Status& status);
 
   absl::StatusOr<std::shared_ptr<TokenStream>> Submit(GenerationRequest request,
                                                       std::function<void()> ready) override;
+  absl::Status Resume(OpenRequest open) override;
   absl::Status failure() const override;
   EngineStats stats() const override;
   absl::Status CheckIntegrity() override;
@@ -54,6 +57,7 @@ class RemoteRank : public Rank, public std::enable_shared_from_this<RemoteRank> 
   void Poke() override;
 
  private:
+  std::function<void()> CancelOf(uint64_t id);
   void Cancel(uint64_t id);
   void TakeChunk(const wire::Chunk& chunk) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void EndAllLocked(const absl::Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -71,7 +75,7 @@ class RemoteRank : public Rank, public std::enable_shared_from_this<RemoteRank> 
   bool accepts_ ABSL_GUARDED_BY(mutex_) = false;
   EngineStats reported_ ABSL_GUARDED_BY(mutex_);
   uint64_t last_id_ ABSL_GUARDED_BY(mutex_) = 0;
-  std::unordered_map<uint64_t, std::shared_ptr<TokenStream>> streams_ ABSL_GUARDED_BY(mutex_);
+  std::unordered_map<uint64_t, OpenRequest> open_ ABSL_GUARDED_BY(mutex_);
   int64_t last_check_ ABSL_GUARDED_BY(mutex_) = 0;
   std::optional<wire::Checked> checked_ ABSL_GUARDED_BY(mutex_);
 };

@@ -1,6 +1,8 @@
 // Groups of ranks as processes of the real binary.
 #pragma once
 
+#include <atomic>
+#include <map>
 #include <memory>
 #include <string>
 #include <thread>
@@ -19,6 +21,8 @@ namespace jevons {
 
 // Ends a test that hangs; no test counts on it.
 inline constexpr absl::Duration kLongest = absl::Minutes(3);
+// About a second is what is asked for; a loaded machine is given more.
+inline constexpr absl::Duration kSoon = absl::Seconds(15);
 
 // A folder with a small random model that can go on for long.
 class TinyModelFolder {
@@ -111,6 +115,45 @@ inline std::vector<Generation> GenerateTogether(Client& client,
   for (std::thread& thread : threads) thread.join();
   return out;
 }
+
+// Endless requests to every rank of a group.
+class EndlessCalls {
+ public:
+  EndlessCalls(Client& client, int count) : handles_(count), got_(count) {
+    for (int i = 0; i < count; ++i) {
+      threads_.emplace_back([&, i] {
+        bool first = true;
+        got_[i] = client.Generate(TinyRequest(i, 50000),
+                                  [&](const v1::GenerateResponse& message) {
+                                    if (message.token_ids_size() == 0 || !first) return;
+                                    first = false;
+                                    ++num_started_;
+                                  },
+                                  {.handle = &handles_[i]});
+      });
+    }
+  }
+  ~EndlessCalls() {
+    for (CallHandle& handle : handles_) handle.Cancel();
+    Join();
+  }
+
+  bool AllStarted() {
+    return WaitFor([this] { return num_started_ == static_cast<int>(got_.size()); }, kLongest);
+  }
+  const std::vector<absl::Status>& Join() {
+    for (std::thread& thread : threads_) {
+      if (thread.joinable()) thread.join();
+    }
+    return got_;
+  }
+
+ private:
+  std::vector<CallHandle> handles_;
+  std::vector<absl::Status> got_;
+  std::atomic<int> num_started_ = 0;
+  std::vector<std::thread> threads_;
+};
 
 inline void ExpectSameGeneration(const Generation& got, const Generation& want) {
   const auto bytes = [](const std::vector<v1::Logprobs>& logprobs) {

@@ -58,6 +58,7 @@ class LateRank : public Rank {
                                                       std::function<void()> ready) override {
     return engine_.Submit(std::move(request), std::move(ready));
   }
+  absl::Status Resume(OpenRequest open) override { return engine_.Resume(std::move(open)); }
   absl::Status failure() const override { return engine_.failure(); }
   EngineStats stats() const override { return engine_.stats(); }
   absl::Status CheckIntegrity() override { return engine_.CheckIntegrity(); }
@@ -88,7 +89,10 @@ class LateRanks : public RemoteRanks {
     for (const auto& rank : ranks_) out.push_back(rank.get());
     return out;
   }
-  void OnLoss(std::function<void(const absl::Status&)>) override {}
+  void Listen(Listener*) override {}
+  void Broken(int64_t, const absl::Status&) override {}
+  void Fail(const absl::Status&) override {}
+  absl::Status failure() const override { return absl::OkStatus(); }
 
   std::unique_ptr<ThreadGroup> TakeThreads() { return std::move(threads_); }
 

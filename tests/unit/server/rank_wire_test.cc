@@ -71,6 +71,30 @@ TEST(RankWireTest, ARequestArrivesAsItWasToTheBit) {
   }
 }
 
+TEST(RankWireTest, WhatARequestHasGivenArrivesWithIt) {
+  GenerationRequest request;
+  wire::Submit submit = ToWire(3, request, absl::Now());
+  EXPECT_FALSE(Carried(submit).has_given());
+  // Nothing is given, and yet it is a request that is taken over.
+  SetGiven({}, &submit);
+  EXPECT_TRUE(Carried(submit).has_given());
+  submit = ToWire(3, request, absl::Now());
+  SetGiven({.token_ids = {7, 0, 9}, .num_prompt_logprobs = 4}, &submit);
+  const GenerationRequest got = FromWire(Carried(submit), absl::Now());
+  EXPECT_THAT(got.given.token_ids, testing::ElementsAre(7, 0, 9));
+  EXPECT_EQ(got.given.num_prompt_logprobs, 4);
+}
+
+TEST(RankWireTest, AMembershipArrivesAsItWas) {
+  const wire::ToRank message = Carried(ToWire(Membership{
+      .epoch = 5, .ranks = {0, 2, 7}, .rendezvous = "[::1]:9", .reason = "rank \xff is lost"}));
+  const Membership got = FromWire(message.regroup());
+  EXPECT_EQ(got.epoch, 5);
+  EXPECT_THAT(got.ranks, testing::ElementsAre(0, 2, 7));
+  EXPECT_EQ(got.rendezvous, "[::1]:9");
+  EXPECT_EQ(got.reason, "rank \xff is lost");
+}
+
 TEST(RankWireTest, NoDeadlineStaysNone) {
   const GenerationRequest got =
       FromWire(Carried(ToWire(1, GenerationRequest(), absl::Now())), absl::Now());
@@ -125,7 +149,9 @@ TEST(RankWireTest, StatsArriveAsTheyWere) {
                              .num_preemptions = 6,
                              .num_requests = 7,
                              .num_prompt_tokens = 8,
-                             .num_new_tokens = int64_t{9} << 40};
+                             .num_new_tokens = int64_t{9} << 40,
+                             .num_moved_layers = 0,
+                             .group_epoch = 10};
   const EngineStats got = FromWire(Carried(ToWire(stats)));
   EXPECT_EQ(got.num_queued, 1);
   EXPECT_EQ(got.num_running, 2);
@@ -136,6 +162,7 @@ TEST(RankWireTest, StatsArriveAsTheyWere) {
   EXPECT_EQ(got.num_requests, 7);
   EXPECT_EQ(got.num_prompt_tokens, 8);
   EXPECT_EQ(got.num_new_tokens, int64_t{9} << 40);
+  EXPECT_EQ(got.group_epoch, 10);
 }
 
 }  // namespace

@@ -1,0 +1,121 @@
+// A loaded model that gets another group.
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/log.h"
+#include "engine/loaded_model.h"
+#include "parallel/held_experts.h"
+
+namespace jevons {
+namespace {
+
+// What each rank holds of a MoE layer.
+using HeldByRank = std::vector<std::vector<int32_t>>;
+
+// By MoE layer.
+absl::StatusOr<std::vector<HeldByRank>> GatherHeld(const HeldByRank& own,
+                                                   const std::vector<int32_t>& layers,
+                                                   Communicator& group) {
+  int64_t num_slots = 0;
+  for (int32_t layer : layers) {
+    num_slots = std::max(num_slots, static_cast<int64_t>(own[layer].size()));
+  }
+  RETURN_IF_ERROR(group.AllReduce(std::span(&num_slots, 1), ReduceOp::kMax));
+  std::vector<int32_t> sent;
+  for (int32_t layer : layers) {
+    sent.insert(sent.end(), own[layer].begin(), own[layer].end());
+    sent.resize(sent.size() + num_slots - own[layer].size(), -1);
+  }
+  const auto num_ranks = static_cast<size_t>(group.info().world_size);
+  std::vector<int32_t> got(num_ranks * sent.size());
+  RETURN_IF_ERROR(group.AllGather(sent.data(), static_cast<int64_t>(sent.size() * sizeof(int32_t)),
+                                  got.data()));
+  std::vector<HeldByRank> out(layers.size(), HeldByRank(num_ranks));
+  for (size_t r = 0; r < num_ranks; ++r) {
+    for (size_t i = 0; i < layers.size(); ++i) {
+      const auto begin = got.begin() + static_cast<int64_t>(r * sent.size()) + i * num_slots;
+      out[i][r].assign(begin, begin + num_slots);
+    }
+  }
+  return out;
+}
+
+// By MoE layer, all with as many slots.
+absl::StatusOr<std::vector<ExpertMap>> MapsOfHeld(int32_t num_experts,
+                                                  std::vector<HeldByRank>& held) {
+  std::vector<ExpertMap> out;
+  int32_t num_slots = 0;
+  for (const HeldByRank& layer : held) {
+    ASSIGN_OR_RETURN(ExpertMap map, MapOfHeld(num_experts, layer));
+    num_slots = std::max(num_slots, map.slots_per_rank());
+    out.push_back(std::move(map));
+  }
+  for (size_t i = 0; i < held.size(); ++i) {
+    if (out[i].slots_per_rank() == num_slots) continue;
+    for (std::vector<int32_t>& own : held[i]) own.resize(num_slots, -1);
+    ASSIGN_OR_RETURN(out[i], MapOfHeld(num_experts, held[i]));
+  }
+  return out;
+}
+
+// Reads the layer where this rank's slots change.
+absl::StatusOr<bool> HoldSlots(LoadedModel& model, int32_t layer,
+                               std::span<const int32_t> slot_expert,
+                               std::unique_ptr<Checkpoint>& checkpoint) {
+  const std::vector<int32_t>& held = model.runner->held()[layer];
+  if (std::equal(held.begin(), held.end(), slot_expert.begin(), slot_expert.end())) return false;
+  if (checkpoint == nullptr) {
+    if (!model.reopen) return absl::UnimplementedError("the checkpoint cannot be read again");
+    ASSIGN_OR_RETURN(checkpoint, model.reopen());
+  }
+  ASSIGN_OR_RETURN(MlpWeights experts, LoadExpertWeights(model.config, *checkpoint, *model.backend,
+                                                         layer, FilledSlots(slot_expert)));
+  model.runner->Hold(layer, {slot_expert.begin(), slot_expert.end()}, std::move(experts));
+  return true;
+}
+
+}  // namespace
+
+absl::Status Regroup(LoadedModel& model, std::unique_ptr<Communicator>& group,
+                     absl::Duration patience) {
+  const RankInfo info = group->info();
+  std::vector<int32_t> layers;
+  for (int32_t i = 0; i < model.config.num_hidden_layers; ++i) {
+    if (model.config.IsMoeLayer(i)) layers.push_back(i);
+  }
+  std::vector<ExpertMap> maps;
+  int32_t num_read = 0;
+  if (!layers.empty()) {
+    ASSIGN_OR_RETURN(std::vector<HeldByRank> held,
+                     GatherHeld(model.runner->held(), layers, *group));
+    ASSIGN_OR_RETURN(const std::vector<ExpertMap> of_layers,
+                     MapsOfHeld(model.config.n_routed_experts, held));
+    maps.assign(model.config.num_hidden_layers, of_layers[0]);
+    std::unique_ptr<Checkpoint> checkpoint;
+    for (size_t i = 0; i < layers.size(); ++i) {
+      maps[layers[i]] = of_layers[i];
+      ASSIGN_OR_RETURN(
+          const bool read,
+          HoldSlots(model, layers[i], of_layers[i].experts_of_rank(info.rank), checkpoint));
+      num_read += read ? 1 : 0;
+    }
+  }
+  RETURN_IF_ERROR(group->Barrier(patience));
+  LogInfo("regrouped",
+          {{"ranks", info.world_size}, {"place", info.rank}, {"layers_read", num_read}});
+  model.options.num_ranks = info.world_size;
+  ModelRunnerOptions options = RunnerOptions(model.options, model.backend->traits(),
+                                             model.num_blocks, model.limits.num_tokens);
+  if (!maps.empty()) options.slots_per_rank = maps[0].slots_per_rank();
+  ModelWeights weights = model.runner->TakeWeights();
+  model.runner.reset();
+  model.communicator = std::move(group);
+  ASSIGN_OR_RETURN(
+      model.runner,
+      ModelRunner::Create(model.config, std::move(weights), model.backend.get(), options,
+                          {.communicator = model.communicator.get(), .maps = std::move(maps)}));
+  return model.runner->WarmUp();
+}
+
+}  // namespace jevons
