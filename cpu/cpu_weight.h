@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <span>
 
 #include "base/status.h"
 #include "cpu/huge_buffer.h"
@@ -41,11 +42,13 @@ class CpuWeight : public Weight {
 
   WeightFormat format() const { return format_; }
   int64_t num_panels() const { return (n() + kPanelOutputs - 1) / kPanelOutputs; }
+  int64_t group_bytes() const { return num_panels() * panel_bytes(); }
+  int64_t group_scale_bytes() const {
+    return format_ == WeightFormat::kF8 ? num_panels() * scales_per_panel() * 4 : 0;
+  }
   int64_t panel_bytes() const { return k() * kPanelOutputs * WeightElementBytes(format_); }
   int64_t scales_per_panel() const { return (k() + kF8ScaleInputs - 1) / kF8ScaleInputs; }
-  const uint8_t* group_data(int64_t group) const {
-    return data_.data() + group * num_panels() * panel_bytes();
-  }
+  const uint8_t* group_data(int64_t group) const { return data_.data() + group * group_bytes(); }
   // kF8 only.
   const float* group_scales(int64_t group) const {
     return reinterpret_cast<const float*>(scales_.data()) +
@@ -63,5 +66,9 @@ class CpuWeight : public Weight {
 // 2^100. INVALID_ARGUMENT for NaN among f8 values; RESOURCE_EXHAUSTED without memory. Reads the
 // parts once and holds no second copy.
 absl::StatusOr<std::unique_ptr<Weight>> PackCpuWeight(const WeightSpec& spec, ThreadPool& pool);
+
+// `groups` have passed Validate and are of CpuWeights.
+absl::StatusOr<std::unique_ptr<Weight>> JoinCpuGroups(std::span<const PackedGroup> groups,
+                                                      ThreadPool& pool);
 
 }  // namespace jevons

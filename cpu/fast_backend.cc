@@ -69,6 +69,12 @@ absl::StatusOr<std::unique_ptr<Weight>> CpuBackend::PackWeight(const WeightSpec&
   return PackCpuWeight(spec, pool_);
 }
 
+absl::StatusOr<std::unique_ptr<Weight>> CpuBackend::JoinGroups(
+    std::span<const PackedGroup> groups) {
+  RETURN_IF_ERROR(Validate(groups));
+  return JoinCpuGroups(groups, pool_);
+}
+
 absl::Status CpuBackend::Linear(const LinearArgs& args) {
   RETURN_IF_ERROR(Validate(args));
   return gemm_.Linear(args, pool_);

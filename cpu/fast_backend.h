@@ -27,6 +27,7 @@ class CpuBackend : public Backend {
   absl::Status Write(const TensorView& device, const TensorView& host) override;
   absl::Status Read(const TensorView& host, const TensorView& device) override;
   absl::StatusOr<std::unique_ptr<Weight>> PackWeight(const WeightSpec& spec) override;
+  absl::StatusOr<std::unique_ptr<Weight>> JoinGroups(std::span<const PackedGroup> groups) override;
 
   absl::Status Embed(const EmbedArgs& args) override;
   absl::Status RmsNorm(const RmsNormArgs& args) override;

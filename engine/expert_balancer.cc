@@ -36,7 +36,10 @@ std::unique_ptr<ExpertBalancer> ExpertBalancer::Create(LoadedModel* model) {
 }
 
 ExpertBalancer::ExpertBalancer(LoadedModel* model, ExpertLoad load, std::vector<int32_t> layers)
-    : model_(model), load_(std::move(load)), layers_(std::move(layers)) {
+    : model_(model),
+      load_(std::move(load)),
+      layers_(std::move(layers)),
+      reader_(model, model->packer.get()) {
   thread_ = std::thread([this] { Loop(); });
 }
 
@@ -147,7 +150,7 @@ void ExpertBalancer::Loop() {
       working_ = true;
     }
     Work(*job);
-    checkpoint_.reset();
+    reader_.Close();
   }
 }
 
@@ -190,11 +193,7 @@ absl::StatusOr<ExpertBalancer::Ready> ExpertBalancer::Prepare(const Job& job,
   const auto before = job.present[move.layer].experts_of_rank(rank);
   const auto after = wanted.experts_of_rank(rank);
   if (std::equal(before.begin(), before.end(), after.begin(), after.end())) return out;
-  if (checkpoint_ == nullptr) {
-    ASSIGN_OR_RETURN(checkpoint_, model_->reopen());
-  }
-  ASSIGN_OR_RETURN(out.experts, LoadExpertWeights(model_->config, *checkpoint_, *model_->packer,
-                                                  layers_[move.layer], FilledSlots(after)));
+  ASSIGN_OR_RETURN(out.experts, reader_.Read(layers_[move.layer], after));
   LogInfo("experts_read", {{"layer", layers_[move.layer]},
                            {"copies", move.copies.size()},
                            {"imbalance", absl::StrFormat("%.2f", move.present_imbalance)},

@@ -8,6 +8,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "base/mutex.h"
+#include "engine/expert_reader.h"
 #include "engine/loaded_model.h"
 #include "parallel/expert_load.h"
 #include "parallel/move_plan.h"
@@ -70,8 +71,8 @@ class ExpertBalancer {
 
   LoadedModel* const model_;
   ExpertLoad load_;
-  const std::vector<int32_t> layers_;       // indices of the MoE layers
-  std::unique_ptr<Checkpoint> checkpoint_;  // of the thread, open while it works
+  const std::vector<int32_t> layers_;  // indices of the MoE layers
+  ExpertReader reader_;                // of the thread
   std::vector<int64_t> sums_;
   int64_t num_steps_ = 0;
   int64_t num_swapped_ = 0;

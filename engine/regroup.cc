@@ -4,7 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/log.h"
-#include "engine/loaded_model.h"
+#include "engine/expert_reader.h"
 #include "parallel/held_experts.h"
 
 namespace jevons {
@@ -59,18 +59,12 @@ absl::StatusOr<std::vector<ExpertMap>> MapsOfHeld(int32_t num_experts,
   return out;
 }
 
-// Reads the layer where this rank's slots change.
+// Whether this rank's slots of the layer change: then it holds others from now on.
 absl::StatusOr<bool> HoldSlots(LoadedModel& model, int32_t layer,
-                               std::span<const int32_t> slot_expert,
-                               std::unique_ptr<Checkpoint>& checkpoint) {
+                               std::span<const int32_t> slot_expert, ExpertReader& reader) {
   const std::vector<int32_t>& held = model.runner->held()[layer];
   if (std::equal(held.begin(), held.end(), slot_expert.begin(), slot_expert.end())) return false;
-  if (checkpoint == nullptr) {
-    if (!model.reopen) return absl::UnimplementedError("the checkpoint cannot be read again");
-    ASSIGN_OR_RETURN(checkpoint, model.reopen());
-  }
-  ASSIGN_OR_RETURN(MlpWeights experts, LoadExpertWeights(model.config, *checkpoint, *model.backend,
-                                                         layer, FilledSlots(slot_expert)));
+  ASSIGN_OR_RETURN(MlpWeights experts, reader.Read(layer, slot_expert));
   model.runner->Hold(layer, {slot_expert.begin(), slot_expert.end()}, std::move(experts));
   return true;
 }
@@ -85,25 +79,25 @@ absl::Status Regroup(LoadedModel& model, std::unique_ptr<Communicator>& group,
     if (model.config.IsMoeLayer(i)) layers.push_back(i);
   }
   std::vector<ExpertMap> maps;
-  int32_t num_read = 0;
+  int32_t num_changed = 0;
   if (!layers.empty()) {
     ASSIGN_OR_RETURN(std::vector<HeldByRank> held,
                      GatherHeld(model.runner->held(), layers, *group));
     ASSIGN_OR_RETURN(const std::vector<ExpertMap> of_layers,
                      MapsOfHeld(model.config.n_routed_experts, held));
     maps.assign(model.config.num_hidden_layers, of_layers[0]);
-    std::unique_ptr<Checkpoint> checkpoint;
+    ExpertReader reader(&model, model.backend.get());
     for (size_t i = 0; i < layers.size(); ++i) {
       maps[layers[i]] = of_layers[i];
       ASSIGN_OR_RETURN(
-          const bool read,
-          HoldSlots(model, layers[i], of_layers[i].experts_of_rank(info.rank), checkpoint));
-      num_read += read ? 1 : 0;
+          const bool changed,
+          HoldSlots(model, layers[i], of_layers[i].experts_of_rank(info.rank), reader));
+      num_changed += changed ? 1 : 0;
     }
   }
   RETURN_IF_ERROR(group->Barrier(patience));
   LogInfo("regrouped",
-          {{"ranks", info.world_size}, {"place", info.rank}, {"layers_read", num_read}});
+          {{"ranks", info.world_size}, {"place", info.rank}, {"layers_changed", num_changed}});
   model.options.num_ranks = info.world_size;
   ModelRunnerOptions options = RunnerOptions(model.options, model.backend->traits(),
                                              model.num_blocks, model.limits.num_tokens);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <span>
 #include <string>
 
 #include "absl/functional/function_ref.h"
@@ -92,6 +93,12 @@ class Backend {
 
   // INVALID_ARGUMENT for shapes that do not fit together or a NaN among f8 values.
   virtual absl::StatusOr<std::unique_ptr<Weight>> PackWeight(const WeightSpec& spec) = 0;
+  // A weight whose group g is a copy of groups[g], of weights that were packed on this device.
+  // INVALID_ARGUMENT unless all have the same n, k, use and stored type; UNIMPLEMENTED where a
+  // backend does not copy. May be called while ops read the weights.
+  virtual absl::StatusOr<std::unique_ptr<Weight>> JoinGroups(std::span<const PackedGroup> groups) {
+    return absl::UnimplementedError("JoinGroups: not on this backend");
+  }
 
   virtual absl::Status Embed(const EmbedArgs& args) = 0;
   virtual absl::Status RmsNorm(const RmsNormArgs& args) = 0;

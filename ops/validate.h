@@ -39,6 +39,7 @@ absl::Status Validate(const RankDispatchArgs& args, const ArgRules& rules = {});
 absl::Status Validate(const ReturnRowsArgs& args, const ArgRules& rules = {});
 absl::Status Validate(const SampleTokensArgs& args, const ArgRules& rules = {});
 absl::Status Validate(const WeightSpec& spec);
+absl::Status Validate(std::span<const PackedGroup> groups);
 
 // Two contiguous tensors of one type and size: what Write and Read of a backend take.
 absl::Status ValidateCopy(const TensorView& to, const TensorView& from);

@@ -64,4 +64,23 @@ absl::Status Validate(const WeightSpec& spec) {
   return absl::OkStatus();
 }
 
+absl::Status Validate(std::span<const PackedGroup> groups) {
+  if (groups.empty()) {
+    return absl::InvalidArgumentError("JoinGroups: groups must hold at least one, got none");
+  }
+  const Weight& first = *groups[0].from;
+  for (size_t g = 0; g < groups.size(); ++g) {
+    const auto [from, group] = groups[g];
+    if (group < 0 || group >= from->num_groups()) {
+      return absl::InvalidArgumentError(absl::StrCat("JoinGroups: group ", g, " must be in [0, ",
+                                                     from->num_groups(), "), got ", group));
+    }
+    if (from->n() == first.n() && from->k() == first.k() && from->use() == first.use()) continue;
+    return absl::InvalidArgumentError(absl::StrCat("JoinGroups: group ", g, " must be [", first.n(),
+                                                   ", ", first.k(), "] as group 0 is, got [",
+                                                   from->n(), ", ", from->k(), "]"));
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace jevons

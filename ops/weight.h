@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "base/tensor_view.h"
@@ -47,6 +48,12 @@ class Weight {
   int64_t n_;
   int64_t k_;
   WeightUse use_;
+};
+
+// A group of a weight that is packed.
+struct PackedGroup {
+  const Weight* from = nullptr;
+  int32_t group = 0;
 };
 
 }  // namespace jevons

@@ -181,11 +181,11 @@ class RegroupTest : public testing::TestWithParam<ModelConfig> {
   }
 
   // Ranks are lost one after the other until one is left; streams run all along.
-  void ExpectTheBytesOfOneRank(int32_t num_ranks, int32_t num_redundant) {
+  void ExpectTheBytesOfOneRank(int32_t num_ranks, int32_t num_redundant,
+                               const std::function<Ranks::Reopen(int32_t rank)>& reopen_of) {
     const std::vector<GenerationRequest> requests = MakeRequests(2 * num_ranks, 90);
     const std::vector<Outcome> want = RunTogether(*Alone(), requests);
-    Ranks ranks(GetParam(), Options(num_ranks, num_redundant), &clock_,
-                [this](int32_t r) { return ReopenOf(r); });
+    Ranks ranks(GetParam(), Options(num_ranks, num_redundant), &clock_, reopen_of);
     std::vector<Outcome> got(requests.size());
     std::vector<std::shared_ptr<TokenStream>> streams;
     std::vector<int32_t> rank_of;
@@ -228,11 +228,13 @@ class RegroupTest : public testing::TestWithParam<ModelConfig> {
 };
 
 TEST_P(RegroupTest, NothingIsSeenOfLostRanksWhoseExpertsAreReadAgain) {
-  ExpectTheBytesOfOneRank(4, 0);
+  ExpectTheBytesOfOneRank(4, 0, [this](int32_t r) { return ReopenOf(r); });
 }
 
 TEST_P(RegroupTest, NothingIsSeenOfALostRankWhoseExpertsHaveReplicas) {
-  ExpectTheBytesOfOneRank(2, 12);
+  ExpectTheBytesOfOneRank(2, 12, [](int32_t) -> Ranks::Reopen {
+    return [] { return absl::DataLossError("the disk is gone"); };
+  });
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, RegroupTest, testing::Values(TinyV2Config(), TinyV3Config()),
@@ -288,6 +290,39 @@ TEST_P(RegroupFailureTest, ARankThatStopsWhileItsGroupIsBrokenEndsWithAReason) {
   const StreamEnd end = ReadAll(*stream).end;
   EXPECT_EQ(end.error.code(), absl::StatusCode::kUnavailable);
   EXPECT_THAT(std::string(end.error.message()), HasSubstr("its cable was cut"));
+}
+
+// A checkpoint that counts the tensors of experts that are read.
+class CountingCheckpoint : public SkewedCheckpoint {
+ public:
+  CountingCheckpoint(SkewedCheckpoint checkpoint, std::atomic<int>* count)
+      : SkewedCheckpoint(std::move(checkpoint)), count_(count) {}
+  absl::StatusOr<TensorView> Find(std::string_view name) const override {
+    if (name.find(".experts.") != std::string_view::npos) ++*count_;
+    return SkewedCheckpoint::Find(name);
+  }
+
+ private:
+  std::atomic<int>* const count_;
+};
+
+TEST_P(RegroupFailureTest, OnlyExpertsThatNobodyHoldsAreRead) {
+  std::atomic<int> num_read = 0;
+  EngineOptions options = Options(4);
+  options.balance_interval_steps = 0;
+  Ranks ranks(GetParam(), options, &clock_, [&](int32_t) -> Ranks::Reopen {
+    return [&, config = GetParam()] {
+      return std::make_unique<CountingCheckpoint>(MakeCheckpoint(config), &num_read);
+    };
+  });
+  ranks.LoseRank(3);
+  ASSERT_TRUE(WaitFor([&] { return ranks[0].stats().group_epoch == 1; }));
+  const auto stream = Submit(ranks[0], MakeRequests(1, 5)[0]);
+  ranks.PokeAll();
+  ExpectSame(ReadAll(*stream), RunTogether(*Alone(), MakeRequests(1, 5))[0]);
+  // 3 of 12 experts in 2 layers, of 3 matrices each.
+  EXPECT_EQ(num_read, 3 * 2 * 3);
+  ranks.End();
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, RegroupFailureTest, testing::Values(TinyV3Config()),
