@@ -98,7 +98,12 @@ void EngineGroup::Drain(absl::Duration patience) {
   // What can not go on need not be waited for.
   const SteadyTime deadline = SteadyDeadline(failed.ok() ? patience : absl::ZeroDuration());
   for (Rank* rank : ranks_) rank->StopAccepting();
-  for (Rank* rank : ranks_) rank->WaitIdle(deadline);
+  // What a lost rank had comes to one that was idle already.
+  EngineStats now;
+  do {
+    for (Rank* rank : ranks_) rank->WaitIdle(deadline);
+    now = stats();
+  } while (now.num_running + now.num_queued > 0 && std::chrono::steady_clock::now() < deadline);
   for (Rank* rank : ranks_) rank->Stop();
   PokeAll();
   for (Rank* rank : ranks_) rank->Join();

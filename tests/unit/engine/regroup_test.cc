@@ -237,8 +237,20 @@ TEST_P(RegroupTest, NothingIsSeenOfALostRankWhoseExpertsHaveReplicas) {
   });
 }
 
-INSTANTIATE_TEST_SUITE_P(Models, RegroupTest, testing::Values(TinyV2Config(), TinyV3Config()),
-                         [](const auto& info) { return info.param.model_type; });
+ModelConfig DenseConfig() {
+  ModelConfig config = TinyV2Config();
+  config.n_routed_experts = 0;
+  config.n_shared_experts = 0;
+  config.num_experts_per_tok = 0;
+  config.first_k_dense_replace = config.num_hidden_layers;
+  return config;
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, RegroupTest,
+                         testing::Values(TinyV2Config(), TinyV3Config(), DenseConfig()),
+                         [](const auto& info) {
+                           return info.param.n_routed_experts > 0 ? info.param.model_type : "dense";
+                         });
 
 class RegroupFailureTest : public RegroupTest {};
 
