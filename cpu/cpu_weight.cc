@@ -212,25 +212,25 @@ absl::StatusOr<std::unique_ptr<Weight>> PackCpuWeight(const WeightSpec& spec, Th
 
 absl::StatusOr<std::unique_ptr<Weight>> JoinCpuGroups(std::span<const PackedGroup> groups,
                                                       ThreadPool& pool) {
-  const auto weight_of = [&](int64_t g) -> const CpuWeight& {
-    return static_cast<const CpuWeight&>(*groups[g].from);
-  };
-  const CpuWeight& first = weight_of(0);
   const auto num_groups = static_cast<int64_t>(groups.size());
-  for (int64_t g = 1; g < num_groups; ++g) {
-    if (weight_of(g).format() == first.format()) continue;
+  std::vector<const CpuWeight*> weights;
+  for (const PackedGroup& group : groups) {
+    weights.push_back(dynamic_cast<const CpuWeight*>(group.from));
+    if (weights.back() != nullptr && weights.back()->format() == weights[0]->format()) continue;
     return absl::InvalidArgumentError(
-        absl::StrCat("JoinGroups: group ", g, " must be stored in the type of group 0"));
+        absl::StrCat("JoinGroups: group ", weights.size() - 1,
+                     " must be packed by this backend and stored in the type of group 0"));
   }
+  const CpuWeight& first = *weights[0];
   const int64_t bytes = first.group_bytes();
   const int64_t scale_bytes = first.group_scale_bytes();
   ASSIGN_OR_RETURN(HugeBuffer data, HugeBuffer::Allocate(num_groups * bytes));
   ASSIGN_OR_RETURN(HugeBuffer scales, HugeBuffer::Allocate(num_groups * scale_bytes));
   pool.ParallelFor(num_groups, [&](int64_t g, int) {
     const int32_t group = groups[g].group;
-    std::memcpy(data.data() + g * bytes, weight_of(g).group_data(group), bytes);
+    std::memcpy(data.data() + g * bytes, weights[g]->group_data(group), bytes);
     if (scale_bytes == 0) return;
-    std::memcpy(scales.data() + g * scale_bytes, weight_of(g).group_scales(group), scale_bytes);
+    std::memcpy(scales.data() + g * scale_bytes, weights[g]->group_scales(group), scale_bytes);
   });
   return std::make_unique<CpuWeight>(static_cast<int32_t>(num_groups), first.n(), first.k(),
                                      first.use(), first.format(), std::move(data),

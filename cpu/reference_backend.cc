@@ -117,18 +117,6 @@ class ReferenceBackend : public Backend {
     const int64_t n = static_cast<int64_t>(values.size()) / k / num_groups;
     return std::make_unique<reference::PlainWeight>(num_groups, n, k, spec.use, std::move(values));
   }
-  absl::StatusOr<std::unique_ptr<Weight>> JoinGroups(std::span<const PackedGroup> groups) override {
-    RETURN_IF_ERROR(Validate(groups));
-    const Weight& first = *groups[0].from;
-    std::vector<float> values;
-    for (const PackedGroup& group : groups) {
-      const auto& from = static_cast<const reference::PlainWeight&>(*group.from);
-      values.insert(values.end(), from.row(group.group, 0),
-                    from.row(group.group, 0) + first.n() * first.k());
-    }
-    return std::make_unique<reference::PlainWeight>(static_cast<int32_t>(groups.size()), first.n(),
-                                                    first.k(), first.use(), std::move(values));
-  }
 
   absl::Status Embed(const EmbedArgs& args) override { return Checked(args, reference::Embed); }
   absl::Status RmsNorm(const RmsNormArgs& args) override {

@@ -38,7 +38,6 @@ class CudaBackend : public Backend {
   void ForgetSteps() override { graphs_.Clear(); }
   void* queue() const override { return stream_; }
   absl::StatusOr<std::unique_ptr<Weight>> PackWeight(const WeightSpec& spec) override;
-  absl::StatusOr<std::unique_ptr<Weight>> JoinGroups(std::span<const PackedGroup> groups) override;
 
   absl::Status Embed(const EmbedArgs& args) override;
   absl::Status RmsNorm(const RmsNormArgs& args) override;

@@ -98,40 +98,6 @@ absl::StatusOr<std::unique_ptr<Weight>> CudaBackend::PackWeight(const WeightSpec
                                       std::move(scales));
 }
 
-absl::StatusOr<std::unique_ptr<Weight>> CudaBackend::JoinGroups(
-    std::span<const PackedGroup> groups) {
-  RETURN_IF_ERROR(Validate(groups));
-  const PackedLayout& layout = static_cast<const CudaWeight&>(*groups[0].from).layout();
-  const auto num_groups = static_cast<int64_t>(groups.size());
-  const int64_t bytes = PackedBytes(layout);
-  const int64_t scale_bytes = ScaleBytes(layout);
-  ASSIGN_OR_RETURN(std::unique_ptr<DeviceBuffer> values,
-                   DeviceBuffer::Allocate(num_groups * bytes));
-  std::unique_ptr<DeviceBuffer> scales;
-  if (scale_bytes > 0) {
-    ASSIGN_OR_RETURN(scales, DeviceBuffer::Allocate(num_groups * scale_bytes));
-  }
-  const auto copy = [&](DeviceBuffer& to, int64_t g, const void* from, int64_t size) {
-    return ToStatus(cudaMemcpyAsync(to.ptr<char>() + g * size,
-                                    static_cast<const char*>(from) + groups[g].group * size,
-                                    static_cast<size_t>(size), cudaMemcpyDeviceToDevice, stream_),
-                    "JoinGroups");
-  };
-  for (int64_t g = 0; g < num_groups; ++g) {
-    const auto& from = static_cast<const CudaWeight&>(*groups[g].from);
-    if (from.layout().format != layout.format) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("JoinGroups: group ", g, " must be stored in the type of group 0"));
-    }
-    RETURN_IF_ERROR(copy(*values, g, from.data(), bytes));
-    if (scales != nullptr) RETURN_IF_ERROR(copy(*scales, g, from.scales(), scale_bytes));
-  }
-  // What it is copied from may go.
-  RETURN_IF_ERROR(ToStatus(cudaStreamSynchronize(stream_), "JoinGroups"));
-  return std::make_unique<CudaWeight>(static_cast<int32_t>(num_groups), groups[0].from->use(),
-                                      layout, std::move(values), std::move(scales));
-}
-
 absl::Status CudaBackend::PackPart(const WeightPart& part, PackParams params) {
   const int64_t row_bytes = part.data.dim(1) * DTypeBytes(part.data.dtype);
   const int64_t piece_rows =

@@ -43,6 +43,8 @@ absl::StatusOr<std::unique_ptr<Weight>> Join(std::span<const int32_t> wanted, co
 absl::StatusOr<MlpWeights> ExpertReader::Read(int32_t layer_idx,
                                               std::span<const int32_t> slot_expert) {
   const std::vector<int32_t> wanted = FilledSlots(slot_expert);
+  // A device has room for one more layer, and no more.
+  if (!backend_->traits().host_memory) return Load(layer_idx, wanted);
   const std::vector<int32_t> holds = FilledSlots(model_->runner->held()[layer_idx]);
   const Held held = {model_->runner->weights().layers[layer_idx].moe.experts, holds};
   std::vector<int32_t> missing;

@@ -8,7 +8,7 @@
 
 namespace jevons {
 
-// Experts that the rank holds are copied; only others are read.
+// In host memory experts that the rank holds are copied, and only others are read.
 //
 // Used by one thread, beside the one that runs steps: the layer that is read keeps its experts
 // meanwhile.

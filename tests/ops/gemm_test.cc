@@ -389,6 +389,64 @@ TEST_F(GemmTest, GroupedRowsEqualLinearRowsOfTheirGroup) {
   }
 }
 
+TEST_F(GemmTest, JoinedGroupsGiveTheBitsOfTheWeightsThatTheyAreOf) {
+  constexpr Shape kShape = {33, 150};
+  for (DType dtype : kWeightTypes) {
+    SCOPED_TRACE(DTypeName(dtype));
+    Random random(kSeed + 10);
+    std::vector<std::vector<Stored>> stored;
+    for (int g = 0; g < 5; ++g) stored.push_back({RandomStored(dtype, kShape.n, kShape.k, random)});
+    std::vector<std::vector<Stored>> of_a(stored.begin(), stored.begin() + 3);
+    std::vector<std::vector<Stored>> of_b(stored.begin() + 3, stored.end());
+    const auto a = Pack(of_a);
+    const auto b = Pack(of_b);
+    const std::vector<int> order = {4, 2, 0, 3, 2};
+    std::vector<PackedGroup> groups;
+    for (int g : order)
+      groups.push_back(g < 3 ? PackedGroup{a.get(), g} : PackedGroup{b.get(), g - 3});
+    const auto joined = two_threads_->JoinGroups(groups);
+    ASSERT_TRUE(joined.ok()) << joined.status();
+
+    const std::vector<float> row = NormalFloats(kShape.k, random);
+    std::vector<float> x;
+    std::vector<int32_t> cu_rows = {0};
+    for (size_t g = 0; g < order.size(); ++g) {
+      x.insert(x.end(), row.begin(), row.end());
+      cu_rows.push_back(static_cast<int32_t>(g) + 1);
+    }
+    std::vector<float> out(order.size() * kShape.n, NAN);
+    GroupedGemmArgs args;
+    args.x = TensorView(x.data(), DType::kF32, {5, kShape.k});
+    args.cu_rows = TensorView(cu_rows.data(), DType::kI32, {6});
+    args.weight = joined->get();
+    args.out = TensorView(out.data(), DType::kF32, {5, kShape.n});
+    ASSERT_TRUE(one_thread_->GroupedGemm(args).ok());
+    for (size_t g = 0; g < order.size(); ++g) {
+      const auto own = PackOne(stored[order[g]][0]);
+      const std::vector<float> want = RunLinear(*one_thread_, *own, row.data(), 1);
+      ASSERT_EQ(std::memcmp(&out[g * kShape.n], want.data(), kShape.n * 4), 0) << "group " << g;
+    }
+  }
+}
+
+TEST_F(GemmTest, JoinGroupsRefusesWhatDoesNotFitTogether) {
+  Random random(kSeed + 11);
+  const auto a = PackOne(RandomStored(DType::kBF16, 32, 128, random));
+  const auto wider = PackOne(RandomStored(DType::kBF16, 32, 256, random));
+  const auto f8 = PackOne(RandomStored(DType::kF8E4M3, 32, 128, random));
+  Stored stored = RandomStored(DType::kBF16, 32, 128, random);
+  const auto foreign = CreateReferenceBackend()->PackWeight({{{stored.Part()}}});
+  const auto code = [&](std::vector<PackedGroup> groups) {
+    return one_thread_->JoinGroups(groups).status().code();
+  };
+  EXPECT_EQ(code({{a.get(), 0}}), absl::StatusCode::kOk);
+  EXPECT_EQ(code({}), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(code({{a.get(), 1}}), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(code({{a.get(), 0}, {wider.get(), 0}}), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(code({{a.get(), 0}, {f8.get(), 0}}), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(code({{a.get(), 0}, {foreign->get(), 0}}), absl::StatusCode::kInvalidArgument);
+}
+
 TEST_F(GemmTest, WeightOfAnotherBackendIsRefused) {
   Random random(kSeed + 9);
   Stored stored = RandomStored(DType::kF32, 2, 2, random);

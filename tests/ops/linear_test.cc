@@ -1,7 +1,6 @@
 #include "ops/linear.h"
 
 #include <limits>
-#include <numeric>
 
 #include "tests/support/op_test.h"
 
@@ -268,61 +267,6 @@ TEST_F(LinearTest, GroupedGemmAgreesWithTwinForRaggedAndEmptyGroups) {
       return RunGroupedGemm(b, {dtype, {2, 0, 9, 1}, 260, 300, true});
     });
   }
-}
-
-// A row of each group through `weight`.
-std::vector<uint8_t> BitsOfGroups(Backend& backend, const Weight& weight) {
-  Random random(kOpTestSeed);
-  const int64_t num_groups = weight.num_groups();
-  const TestTensor one_row = NormalTensor(random, {1, weight.k()});
-  TestTensor x(DType::kF32, {num_groups, weight.k()});
-  for (int64_t i = 0; i < x.size(); ++i) x.at<float>(i) = one_row.at<float>(i % weight.k());
-  std::vector<int32_t> cu(num_groups + 1);
-  std::iota(cu.begin(), cu.end(), 0);
-  TestTensor cu_rows = IntTensor(cu);
-  TestTensor out(DType::kF32, {num_groups, weight.n()});
-  EXPECT_TRUE(
-      backend.GroupedGemm({x.view(), cu_rows.view(), TensorView(), &weight, out.view()}).ok());
-  return out.ElementBytes();
-}
-
-TEST_F(LinearTest, JoinedGroupsGiveTheBitsOfTheWeightsThatTheyAreOf) {
-  for (DType dtype : kWeightTypes) {
-    for (Backend* backend : {one_thread_.get(), reference_.get()}) {
-      SCOPED_TRACE(DTypeName(dtype));
-      Random random(kOpTestSeed);
-      const auto a = TestWeight(random, dtype, 3, {33}, 150).Pack(*backend);
-      const auto b = TestWeight(random, dtype, 2, {33}, 150).Pack(*backend);
-      const std::vector<uint8_t> of_a = BitsOfGroups(*backend, *a);
-      const std::vector<uint8_t> of_b = BitsOfGroups(*backend, *b);
-      const std::vector<PackedGroup> groups = {
-          {b.get(), 1}, {a.get(), 2}, {a.get(), 0}, {b.get(), 0}, {a.get(), 2}};
-      const auto joined = backend->JoinGroups(groups);
-      ASSERT_TRUE(joined.ok()) << joined.status();
-      EXPECT_EQ((*joined)->num_groups(), 5);
-      std::vector<uint8_t> want;
-      const size_t row = 33 * sizeof(float);
-      for (const auto& [from, group] : groups) {
-        const std::vector<uint8_t>& bits = from == a.get() ? of_a : of_b;
-        want.insert(want.end(), bits.begin() + group * row, bits.begin() + (group + 1) * row);
-      }
-      EXPECT_EQ(BitsOfGroups(*backend, **joined), want);
-    }
-  }
-}
-
-TEST_F(LinearTest, JoinGroupsRefusesWhatDoesNotFitTogether) {
-  Random random(kOpTestSeed);
-  const auto a = TestWeight(random, DType::kBF16, 2, {32}, 128).Pack(*one_thread_);
-  const auto wider = TestWeight(random, DType::kBF16, 1, {32}, 256).Pack(*one_thread_);
-  const auto f8 = TestWeight(random, DType::kF8E4M3, 1, {32}, 128).Pack(*one_thread_);
-  const auto code = [&](std::vector<PackedGroup> groups) {
-    return one_thread_->JoinGroups(groups).status().code();
-  };
-  EXPECT_EQ(code({}), absl::StatusCode::kInvalidArgument);
-  EXPECT_EQ(code({{a.get(), 2}}), absl::StatusCode::kInvalidArgument);
-  EXPECT_EQ(code({{a.get(), 0}, {wider.get(), 0}}), absl::StatusCode::kInvalidArgument);
-  EXPECT_EQ(code({{a.get(), 0}, {f8.get(), 0}}), absl::StatusCode::kInvalidArgument);
 }
 
 TEST_F(LinearTest, PackWeightRefusesAnF8Nan) {

@@ -54,9 +54,6 @@ class LoggedBackend : public Backend {
   absl::StatusOr<std::unique_ptr<Weight>> PackWeight(const WeightSpec& spec) override {
     return inner_->PackWeight(spec);
   }
-  absl::StatusOr<std::unique_ptr<Weight>> JoinGroups(std::span<const PackedGroup> groups) override {
-    return inner_->JoinGroups(groups);
-  }
 
   absl::Status Embed(const EmbedArgs& args) override { return inner_->Embed(args); }
   absl::Status RmsNorm(const RmsNormArgs& args) override { return inner_->RmsNorm(args); }

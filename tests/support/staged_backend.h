@@ -151,9 +151,6 @@ class StagedBackend : public Backend {
   absl::StatusOr<std::unique_ptr<Weight>> PackWeight(const WeightSpec& spec) override {
     return device_->PackWeight(spec);
   }
-  absl::StatusOr<std::unique_ptr<Weight>> JoinGroups(std::span<const PackedGroup> groups) override {
-    return device_->JoinGroups(groups);
-  }
 
   absl::Status Embed(const EmbedArgs& a) override {
     return Run([&](Stage& s) {
