@@ -2,7 +2,7 @@
 .SUFFIXES:
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help setup build serve test bench balance-report ep-sim format asan tsan clang clean
+.PHONY: help setup build serve test chaos bench balance-report ep-sim format asan tsan clang clean
 
 # What `make serve` serves, and further flags for it, as in ARGS="--listen 127.0.0.1:9000".
 MODEL ?= $(DEMO)
@@ -30,6 +30,10 @@ serve: build/build.ninja ## build the server and start it: MODEL=<folder> ARGS="
 
 test: ## build everything, run every test and check
 	@tools/test.sh
+
+chaos: build/build.ninja ## let groups of ranks suffer for ten minutes: ARGS="<flags>"
+	@cmake --build build -j $(JOBS) --target chaos
+	build/tests/chaos/chaos --log build/chaos.log $(ARGS)
 
 bench: build/build.ninja ## measure the machine and two models on it: ARGS="<flags>"
 	@cmake --build build -j $(JOBS) --target jevons_bench

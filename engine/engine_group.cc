@@ -83,7 +83,9 @@ void EngineGroup::OnEnd(const absl::Status& status) {
 }
 
 void EngineGroup::Resume(OpenRequest open) {
-  absl::Status status = absl::UnavailableError("no rank is left");
+  // Where no rank is left, rank 0 has failed too, and knows why.
+  const absl::Status failed = failure();
+  absl::Status status = absl::UnavailableError(failed.ok() ? "no rank is left" : failed.message());
   while (Rank* const rank = LeastLoaded()) {
     status = rank->Resume(open);
     if (status.ok()) return PokeAll();

@@ -13,6 +13,7 @@
 #include "cpu/cpu_backend.h"
 #include "cuda/cuda_backend.h"
 #include "engine/no_tokenizer.h"
+#include "model/model_size.h"
 #include "model/tensor_specs.h"
 #include "scheduler/block_manager.h"
 
@@ -75,12 +76,24 @@ absl::Status ResolveMemory(const ModelConfig& config, const Backend& backend, Co
   return absl::OkStatus();
 }
 
+// Being refused is better than being killed in the middle of loading.
+absl::Status CheckWeightsFit(int64_t bytes, const Backend& backend) {
+  const int64_t available = backend.AvailableBytes();
+  if (!backend.traits().host_memory || available == 0 || bytes <= available) {
+    return absl::OkStatus();
+  }
+  return absl::ResourceExhaustedError(absl::StrFormat(
+      "the weights take at least %.2f GB, but %.2f GB of memory are available to this process",
+      static_cast<double>(bytes) / 1e9, static_cast<double>(available) / 1e9));
+}
+
 absl::StatusOr<ModelWeights> LoadWeights(const ModelConfig& config, const Checkpoint& checkpoint,
                                          const RankGroup& group, Backend& backend) {
   std::vector<std::vector<int32_t>> experts;
   for (const ExpertMap& map : group.maps) {
     experts.push_back(FilledSlots(map.experts_of_rank(group.communicator->info().rank)));
   }
+  RETURN_IF_ERROR(CheckWeightsFit(LeastWeightBytes(config, experts), backend));
   const absl::Time start = absl::Now();
   ASSIGN_OR_RETURN(ModelWeights out, LoadModelWeights(config, checkpoint, backend, experts));
   LogInfo("weights_loaded",

@@ -26,6 +26,17 @@ ModelSize ComputeModelSize(const ModelConfig& config) {
   return out;
 }
 
+int64_t LeastWeightBytes(const ModelConfig& config, std::span<const std::vector<int32_t>> experts) {
+  int64_t num_left_out = 0;
+  for (size_t layer = 0; layer < experts.size(); ++layer) {
+    if (!config.IsMoeLayer(static_cast<int32_t>(layer))) continue;
+    num_left_out += config.n_routed_experts - static_cast<int64_t>(experts[layer].size());
+  }
+  const int64_t expert = 3 * int64_t{config.hidden_size} * config.moe_intermediate_size;
+  const int64_t num_held = ComputeModelSize(config).num_params - num_left_out * expert;
+  return num_held * (config.stores_fp8 ? 1 : 2);
+}
+
 std::map<std::string, int64_t> BytesByDType(const Checkpoint& checkpoint) {
   std::map<std::string, int64_t> out;
   for (const std::string& name : checkpoint.Names()) {

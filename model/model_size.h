@@ -3,7 +3,9 @@
 
 #include <cstdint>
 #include <map>
+#include <span>
 #include <string>
+#include <vector>
 
 #include "model/checkpoint.h"
 #include "model/config.h"
@@ -21,6 +23,10 @@ struct ModelSize {
 };
 
 ModelSize ComputeModelSize(const ModelConfig& config);
+
+// The least that the weights can take in memory: a byte for each where matrices are stored in FP8, else
+// two. experts[layer]: the routed experts that are held; empty: all of all layers.
+int64_t LeastWeightBytes(const ModelConfig& config, std::span<const std::vector<int32_t>> experts);
 
 // Bytes of all stored tensors by dtype as safetensors spells it, e.g. {"BF16": 31412968448}.
 std::map<std::string, int64_t> BytesByDType(const Checkpoint& checkpoint);

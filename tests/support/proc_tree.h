@@ -4,6 +4,7 @@
 #include <sys/types.h>
 
 #include <csignal>
+#include <cstdint>
 #include <filesystem>
 #include <fstream>
 #include <map>
@@ -34,6 +35,18 @@ inline std::vector<std::string> ProcStat(pid_t pid) {
 inline bool ProcRuns(pid_t pid) {
   const std::vector<std::string> fields = ProcStat(pid);
   return !fields.empty() && fields[0] != "Z";
+}
+
+// The number after `key` of /proc/PID/status, e.g. "VmHWM:" in KiB; -1 if it is not there.
+inline int64_t ProcStatus(pid_t pid, const std::string& key) {
+  std::ifstream in(absl::StrCat("/proc/", pid, "/status"));
+  for (std::string line; std::getline(in, line);) {
+    std::istringstream words(line);
+    std::string name;
+    int64_t value = -1;
+    if (words >> name >> value && name == key) return value;
+  }
+  return -1;
 }
 
 // Time on a CPU of its threads that run.

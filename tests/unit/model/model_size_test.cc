@@ -37,6 +37,20 @@ TEST(ModelSizeTest, V2HasItsPublishedSize) {
   EXPECT_NEAR(static_cast<double>(size.num_params) / 1e9, 235.7, 0.1);
 }
 
+TEST(ModelSizeTest, TheLeastBytesOfWeightsAreThoseOfWhatIsHeld) {
+  const auto config = ParseModelConfig(TinyConfigJson().dump(), "");
+  ASSERT_TRUE(config.ok()) << config.status();
+  const int64_t num_params = ComputeModelSize(*config).num_params;
+  EXPECT_EQ(LeastWeightBytes(*config, {}), 2 * num_params);
+  // Of eight experts of the one MoE layer.
+  const std::vector<std::vector<int32_t>> three = {{}, {0, 4, 7}};
+  const int64_t expert = 3 * config->hidden_size * config->moe_intermediate_size;
+  EXPECT_EQ(LeastWeightBytes(*config, three), 2 * (num_params - 5 * expert));
+  ModelConfig fp8 = *config;
+  fp8.stores_fp8 = true;
+  EXPECT_EQ(LeastWeightBytes(fp8, three), num_params - 5 * expert);
+}
+
 TEST(ModelSizeTest, ATiedHeadCountsOnce) {
   const auto untied = ParseModelConfig(TinyConfigJson().dump(), "");
   const auto tied =
