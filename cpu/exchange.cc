@@ -47,12 +47,15 @@ void Count(const RankDispatchArgs& args) {
   last_token.assign(args.num_ranks, -1);
   int32_t* counts = args.plan.counts.ptr<int32_t>();
   std::fill_n(counts, 2 * args.num_ranks, 0);
-  ForEachChoice(args, [&](int64_t, int32_t token, int32_t slot) {
+  const int64_t num_counted = args.choice_counts.present() ? args.choice_counts.dim(0) : 0;
+  ForEachChoice(args, [&](int64_t i, int32_t token, int32_t slot) {
     if (slot < 0) return;
     const int32_t rank = slot / args.slots_per_rank;
     if (last_token[rank] != token) ++counts[2 * rank];
     last_token[rank] = token;
     ++counts[2 * rank + 1];
+    const int32_t expert = args.topk_idx.ptr<int32_t>()[i];
+    if (expert < num_counted) ++args.choice_counts.ptr<int64_t>()[expert];
   });
 }
 

@@ -149,6 +149,7 @@ void RankDispatch(const RankDispatchArgs& args) {
     fill(args.plan.send_token);
     fill(args.plan.send_slots);
   }
+  const int64_t num_counted = args.choice_counts.present() ? args.choice_counts.dim(0) : 0;
   int32_t next_row = 0;
   int32_t next_result = 0;
   for (int32_t r = 0; r < args.num_ranks; ++r) {
@@ -166,6 +167,8 @@ void RankDispatch(const RankDispatchArgs& args) {
             args.capacity > 0 ? static_cast<int32_t>(masked) : next_result + num_choices;
         ++in_row;
         ++num_choices;
+        const int32_t expert = args.topk_idx.row<int32_t>(t)[j];
+        if (expert < num_counted) ++args.choice_counts.ptr<int64_t>()[expert];
       }
       if (in_row == 0) continue;
       args.plan.send_token.ptr<int32_t>()[next_row] = static_cast<int32_t>(t);

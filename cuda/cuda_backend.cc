@@ -66,6 +66,14 @@ CudaBackend::~CudaBackend() {
   cudaStreamDestroy(stream_);
 }
 
+absl::Status CudaBackend::BindThread() {
+  return ToStatus(cudaSetDevice(options_.device), "choice of the device");
+}
+
+absl::Status CudaBackend::Wait() {
+  return ToStatus(cudaStreamSynchronize(stream_), "work on the device");
+}
+
 int64_t CudaBackend::AvailableBytes() const {
   size_t free = 0;
   size_t total = 0;
@@ -108,7 +116,7 @@ absl::Status CudaBackend::Read(const TensorView& host, const TensorView& device)
                                              cudaMemcpyDeviceToHost, stream_),
                              "copy from the device"));
   }
-  return ToStatus(cudaStreamSynchronize(stream_), "work on the device");
+  return Wait();
 }
 
 absl::StatusOr<std::unique_ptr<Readback>> CudaBackend::NewReadback(int64_t bytes) {

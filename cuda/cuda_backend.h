@@ -17,7 +17,7 @@ struct CudaBackendOptions {
 // Devices that a driver offers; 0 without one.
 int32_t NumCudaDevices();
 
-// For threads whose current device is this one. NOT_FOUND without such a device; FAILED_PRECONDITION
+// The device is the calling thread's from now on. NOT_FOUND without such a device; FAILED_PRECONDITION
 // where it is older than sm_80 or gives a block less than 160 KiB of shared memory; UNIMPLEMENTED
 // in a build without CUDA.
 absl::StatusOr<std::unique_ptr<Backend>> CreateCudaBackend(const CudaBackendOptions& options);

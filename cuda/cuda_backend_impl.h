@@ -27,6 +27,8 @@ class CudaBackend : public Backend {
 
   std::string Description() const override { return description_; }
   BackendTraits traits() const override { return CudaTraits(options_.records_steps); }
+  absl::Status BindThread() override;
+  absl::Status Wait() override;
   int64_t AvailableBytes() const override;
 
   absl::StatusOr<std::unique_ptr<Buffer>> Allocate(int64_t bytes) override;
@@ -38,6 +40,7 @@ class CudaBackend : public Backend {
   void ForgetSteps() override { graphs_.Clear(); }
   void* queue() const override { return stream_; }
   absl::StatusOr<std::unique_ptr<Weight>> PackWeight(const WeightSpec& spec) override;
+  absl::Status CopyWeight(const Weight& from, Weight& to) override;
 
   absl::Status Embed(const EmbedArgs& args) override;
   absl::Status RmsNorm(const RmsNormArgs& args) override;

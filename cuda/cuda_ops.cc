@@ -352,6 +352,8 @@ absl::Status CudaBackend::RankDispatch(const RankDispatchArgs& args) {
                                 .send_token = args.plan.send_token.ptr<int32_t>(),
                                 .send_slots = args.plan.send_slots.ptr<int32_t>(),
                                 .return_row = args.plan.return_row.ptr<int32_t>(),
+                                .choice_counts = args.choice_counts.ptr<uint64_t>(),
+                                .num_counted = Size(args.choice_counts, 0),
                                 .num_tokens = Size(args.topk_idx, 0),
                                 .top_k = Size(args.topk_idx, 1),
                                 .num_experts = Size(args.slot_table, 0),

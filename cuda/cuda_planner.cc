@@ -90,6 +90,8 @@ class CudaPlanner : public Backend {
   absl::Status RouteTopK(const RouteTopKArgs&) override { return absl::OkStatus(); }
   absl::Status ExpertDispatch(const ExpertDispatchArgs&) override { return absl::OkStatus(); }
   absl::Status ExpertCombine(const ExpertCombineArgs&) override { return absl::OkStatus(); }
+  absl::Status RankDispatch(const RankDispatchArgs&) override { return absl::OkStatus(); }
+  absl::Status ReturnRows(const ReturnRowsArgs&) override { return absl::OkStatus(); }
   absl::Status SampleTokens(const SampleTokensArgs&) override { return absl::OkStatus(); }
 
  private:

@@ -98,6 +98,28 @@ absl::StatusOr<std::unique_ptr<Weight>> CudaBackend::PackWeight(const WeightSpec
                                       std::move(scales));
 }
 
+absl::Status CudaBackend::CopyWeight(const Weight& from, Weight& to) {
+  const auto& source = static_cast<const CudaWeight&>(from);
+  const auto& target = static_cast<const CudaWeight&>(to);
+  const PackedLayout& a = source.layout();
+  const PackedLayout& b = target.layout();
+  if (from.num_groups() != to.num_groups() || a.n != b.n || a.k != b.k || a.order != b.order ||
+      a.format != b.format) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("CopyWeight: from must be packed as to, ", to.num_groups(), " groups of ", b.n,
+                     " x ", b.k, " in ", to.bytes(), " bytes, got ", from.num_groups(), " of ", a.n,
+                     " x ", a.k, " in ", from.bytes()));
+  }
+  const auto copy = [this](void* target, const void* source, int64_t bytes) {
+    return ToStatus(cudaMemcpyAsync(target, source, static_cast<size_t>(bytes),
+                                    cudaMemcpyDeviceToDevice, stream_),
+                    "CopyWeight");
+  };
+  RETURN_IF_ERROR(copy(target.data(), source.data(), from.num_groups() * PackedBytes(a)));
+  if (source.scales() == nullptr) return absl::OkStatus();
+  return copy(target.scales(), source.scales(), from.num_groups() * ScaleBytes(a));
+}
+
 absl::Status CudaBackend::PackPart(const WeightPart& part, PackParams params) {
   const int64_t row_bytes = part.data.dim(1) * DTypeBytes(part.data.dtype);
   const int64_t piece_rows =

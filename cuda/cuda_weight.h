@@ -23,9 +23,9 @@ class CudaWeight : public Weight {
   }
 
   const PackedLayout& layout() const { return layout_; }
-  const void* data() const { return values_->data(); }
+  void* data() const { return values_->data(); }
   // Null where the layout has none.
-  const float* scales() const { return scales_ == nullptr ? nullptr : scales_->ptr<float>(); }
+  float* scales() const { return scales_ == nullptr ? nullptr : scales_->ptr<float>(); }
 
  private:
   const PackedLayout layout_;

@@ -123,4 +123,11 @@ absl::StatusOr<const void*> PinnedReadback::Wait() {
   return data_;
 }
 
+absl::StatusOr<bool> PinnedReadback::Done() {
+  const cudaError_t error = cudaEventQuery(done_);
+  if (error == cudaErrorNotReady) return false;
+  RETURN_IF_ERROR(ToStatus(error, "work on the device"));
+  return true;
+}
+
 }  // namespace jevons::cuda

@@ -76,6 +76,7 @@ class PinnedReadback : public Readback {
 
   absl::Status Start(const TensorView& device) override;
   absl::StatusOr<const void*> Wait() override;
+  absl::StatusOr<bool> Done() override;
 
  private:
   PinnedReadback(int64_t bytes, cudaStream_t stream) : bytes_(bytes), stream_(stream) {}

@@ -9,6 +9,9 @@
 // ReturnRows: a lane has a row. Contiguous, one block numbers all choices; masked, every row has its
 // own entries, and blocks share them.
 //
+// Choices are counted with atomic additions of integers, whose order is of no matter: each by the block of
+// the rank that serves it.
+//
 // Barriers. Both: between counting and use of the counts.
 #include "cuda/exchange.h"
 
@@ -89,6 +92,11 @@ struct DispatchShared {
   Counted own[kMostWarps];    // of this block's rank
 };
 
+__device__ __forceinline__ void CountChoice(const RankDispatchParams& p, int32_t token, int j) {
+  const int32_t expert = p.topk_idx[static_cast<int64_t>(token) * p.top_k + j];
+  if (expert < p.num_counted) device::AtomicAdd(&p.choice_counts[expert], uint64_t{1});
+}
+
 __device__ __forceinline__ void CountRun(const RankDispatchParams& p, int32_t rank, const Run& run,
                                          DispatchShared& shared) {
   Counted lower;
@@ -102,6 +110,7 @@ __device__ __forceinline__ void CountRun(const RankDispatchParams& p, int32_t ra
       if (of == rank) {
         ++own.choices;
         has_own = true;
+        CountChoice(p, token, j);
         continue;
       }
       ++lower.choices;

@@ -19,6 +19,8 @@ struct RankDispatchParams {
   int32_t* send_token = nullptr;
   int32_t* send_slots = nullptr;
   int32_t* return_row = nullptr;
+  uint64_t* choice_counts = nullptr;  // [num_counted]
+  int32_t num_counted = 0;
   int32_t num_tokens = 0;
   int32_t top_k = 0;
   int32_t num_experts = 0;

@@ -16,7 +16,7 @@
 
 namespace jevons {
 
-// kAuto: CUDA where there is a device, else the CPU; the CPU for a group of ranks.
+// kAuto: CUDA where there is a device, else the CPU; for a group of ranks what its transport joins.
 enum class BackendKind { kAuto, kCpu, kCuda };
 
 // kAuto: where the device samples, a step is queued before the tokens of the one before it are known
@@ -24,8 +24,8 @@ enum class BackendKind { kAuto, kCpu, kCuda };
 enum class StepOverlap { kAuto, kOff };
 
 // How the ranks of a group reach each other. kThreads: all of them in this process. kProcesses: one
-// process each, over Gloo.
-enum class RankTransport { kThreads, kProcesses };
+// process each, over Gloo. Both are for CPUs. kNccl: all of them in this process, rank r on GPU r.
+enum class RankTransport { kThreads, kProcesses, kNccl };
 
 struct EngineOptions {
   std::string model_folder;

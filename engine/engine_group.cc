@@ -1,6 +1,7 @@
 #include "engine/engine_group.h"
 
 #include <algorithm>
+#include <thread>
 #include <tuple>
 
 #include "absl/strings/str_cat.h"
@@ -18,6 +19,7 @@ std::string Describe(size_t num_ranks, const LoadedModel& first) {
 
 EngineGroup::EngineGroup(LoadedGroup group, const Clock* clock)
     : threads_(std::move(group.threads)),
+      devices_(std::move(group.devices)),
       description_(Describe(group.models.size(), group.models[0])) {
   for (LoadedModel& model : group.models) {
     engines_.push_back(std::make_unique<RankEngine>(std::move(model), clock));
@@ -43,7 +45,16 @@ EngineGroup::EngineGroup(LoadedModel first, std::unique_ptr<RemoteRanks> others,
   remote_->Listen(this);
 }
 
-EngineGroup::~EngineGroup() { Drain(absl::ZeroDuration()); }
+EngineGroup::~EngineGroup() {
+  Drain(absl::ZeroDuration());
+  if (devices_ == nullptr) return;
+  // NCCL may let none go before the others.
+  std::vector<std::thread> ends;
+  for (std::unique_ptr<RankEngine>& engine : engines_) {
+    ends.emplace_back([&engine] { engine = nullptr; });
+  }
+  for (std::thread& end : ends) end.join();
+}
 
 absl::StatusOr<std::shared_ptr<TokenStream>> EngineGroup::Submit(GenerationRequest request,
                                                                  std::function<void()> ready) {

@@ -46,7 +46,8 @@ class EngineGroup : public Engine, private RemoteRanks::Listener {
   void Resume(OpenRequest open);
   void PokeAll();
 
-  const std::unique_ptr<ThreadGroup> threads_;  // null where the others are remote
+  const std::unique_ptr<ThreadGroup> threads_;  // null where the others are remote or devices
+  const std::unique_ptr<DeviceGroup> devices_;  // null but over NCCL
   const std::string description_;
   std::vector<std::unique_ptr<RankEngine>> engines_;  // the ranks of this process
   RankEngine* first_ = nullptr;

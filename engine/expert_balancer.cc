@@ -18,6 +18,10 @@ constexpr double kHorizonSeconds = 600;
 // Of the time of a step, what the routed experts take: about half in the models served.
 constexpr double kExpertShare = 0.5;
 
+int64_t BytesOf(const MlpWeights& experts) {
+  return experts.gate_up->bytes() + experts.down->bytes();
+}
+
 }  // namespace
 
 std::unique_ptr<ExpertBalancer> ExpertBalancer::Create(LoadedModel* model) {
@@ -40,6 +44,9 @@ ExpertBalancer::ExpertBalancer(LoadedModel* model, ExpertLoad load, std::vector<
       load_(std::move(load)),
       layers_(std::move(layers)),
       reader_(model, model->packer.get()) {
+  for (int32_t layer : layers_) {
+    bytes_.push_back(BytesOf(model->runner->weights().layers[layer].moe.experts));
+  }
   thread_ = std::thread([this] { Loop(); });
 }
 
@@ -61,8 +68,9 @@ absl::Status ExpertBalancer::SumLoad() {
   ExpertParallel& experts = *model_->runner->experts();
   const int64_t num_experts = model_->config.n_routed_experts;
   sums_.clear();
+  ASSIGN_OR_RETURN(const std::span<const int64_t> all_counts, experts.TakeChoiceCounts());
   for (int32_t layer : layers_) {
-    const auto counts = experts.choice_counts().subspan(layer * num_experts, num_experts);
+    const auto counts = all_counts.subspan(layer * num_experts, num_experts);
     sums_.insert(sums_.end(), counts.begin(), counts.end());
   }
   const int64_t num_choices =
@@ -74,7 +82,6 @@ absl::Status ExpertBalancer::SumLoad() {
   }
   // Each rank's own speed of loading; all count with the mean.
   sums_.push_back(static_cast<int64_t>(model_->load_seconds_per_byte * 1e15));
-  experts.ClearCounts();
   RETURN_IF_ERROR(model_->communicator->AllReduce(std::span(sums_), ReduceOp::kSum));
   const int32_t num_ranks = model_->communicator->info().world_size;
   const double seconds_per_byte = static_cast<double>(sums_.back()) * 1e-15 / num_ranks;
@@ -104,9 +111,8 @@ std::vector<ExpertMap> ExpertBalancer::PresentMaps() const {
 
 MoveCosts ExpertBalancer::Costs(double seconds_per_byte) const {
   const MlpWeights& experts = model_->runner->weights().layers[layers_[0]].moe.experts;
-  const int64_t bytes = experts.gate_up->bytes() + experts.down->bytes();
   const int32_t num_ranks = model_->options.num_ranks;
-  return {.bytes_per_expert = bytes / experts.down->num_groups(),
+  return {.bytes_per_expert = bytes_[0] / experts.down->num_groups(),
           .seconds_per_byte = seconds_per_byte / num_ranks,
           .expert_seconds_per_second = kExpertShare / static_cast<double>(layers_.size()),
           .horizon_seconds = kHorizonSeconds,
@@ -193,7 +199,15 @@ absl::StatusOr<ExpertBalancer::Ready> ExpertBalancer::Prepare(const Job& job,
   const auto before = job.present[move.layer].experts_of_rank(rank);
   const auto after = wanted.experts_of_rank(rank);
   if (std::equal(before.begin(), before.end(), after.begin(), after.end())) return out;
+  Backend& packer = *model_->packer;
+  RETURN_IF_ERROR(packer.BindThread());
   ASSIGN_OR_RETURN(out.experts, reader_.Read(layers_[move.layer], after));
+  RETURN_IF_ERROR(packer.Wait());
+  if (!packer.traits().host_memory && BytesOf(out.experts) != bytes_[move.layer]) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("experts of layer ", layers_[move.layer], " are stored in different types: ",
+                     bytes_[move.layer], " bytes would be ", BytesOf(out.experts)));
+  }
   LogInfo("experts_read", {{"layer", layers_[move.layer]},
                            {"copies", move.copies.size()},
                            {"imbalance", absl::StrFormat("%.2f", move.present_imbalance)},

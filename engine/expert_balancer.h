@@ -18,13 +18,13 @@ namespace jevons {
 // Now and then the ranks sum what their tokens chose. From equal sums each makes the same plan by
 // itself, on a thread of its own, which then reads the weights of one layer after the other from the
 // checkpoint. Before each step the ranks agree on how many layers all of them have ready, and swap
-// those: between two steps, a pointer and a table each. A rank that cannot read ends the plan for all.
+// those: between two steps, a table each and a pointer, or on a device a copy of the weights. A rank that cannot read ends the plan for all.
 //
 // Engine thread only.
 class ExpertBalancer {
  public:
-  // Null where there is nothing to balance: no group, no experts, choices that the host does not
-  // see, or a model that cannot be read again. `model` outlives it.
+  // Null where there is nothing to balance: no group, no experts, or a model that cannot be read
+  // again. `model` outlives it.
   static std::unique_ptr<ExpertBalancer> Create(LoadedModel* model);
   ~ExpertBalancer();
 
@@ -72,6 +72,7 @@ class ExpertBalancer {
   LoadedModel* const model_;
   ExpertLoad load_;
   const std::vector<int32_t> layers_;  // indices of the MoE layers
+  std::vector<int64_t> bytes_;         // of layers_, that this rank holds
   ExpertReader reader_;                // of the thread
   std::vector<int64_t> sums_;
   int64_t num_steps_ = 0;

@@ -1,5 +1,3 @@
-#include "engine/loaded_model.h"
-
 #include <algorithm>
 #include <filesystem>
 #include <limits>
@@ -12,6 +10,8 @@
 #include "base/strings.h"
 #include "cpu/cpu_backend.h"
 #include "cuda/cuda_backend.h"
+#include "engine/load_parts.h"
+#include "engine/loaded_model.h"
 #include "engine/no_tokenizer.h"
 #include "model/model_size.h"
 #include "model/tensor_specs.h"
@@ -26,25 +26,29 @@ absl::Status CheckRange(absl::string_view flag, int64_t value, int64_t low, int6
       absl::StrCat(flag, " must be in [", low, ", ", high, "], given ", value));
 }
 
-absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(const EngineOptions& options) {
-  const bool cuda =
-      options.backend == BackendKind::kCuda ||
-      (options.backend == BackendKind::kAuto && options.num_ranks == 1 && NumCudaDevices() > 0);
-  if (cuda) return CreateCudaBackend({});
-  ASSIGN_OR_RETURN(const CpuTarget target, ParseCpuTarget(options.cpu_target));
-  return CreateCpuBackend({.num_threads = options.num_threads, .target = target});
+// Bytes that move experts: those of a layer are there twice meanwhile.
+int64_t MovingBytes(const ModelWeights& weights, const LoadedModel& model) {
+  if (!model.in_group() || model.options.balance_interval_steps == 0) return 0;
+  int64_t most = 0;
+  for (const LayerWeights& layer : weights.layers) {
+    const MlpWeights& experts = layer.moe.experts;
+    if (experts.down != nullptr)
+      most = std::max(most, experts.gate_up->bytes() + experts.down->bytes());
+  }
+  return most;
 }
 
 // Bytes of the KV cache where the user named none; weights are loaded already.
-int64_t AffordableKvBytes(const ModelConfig& config, const Backend& backend,
-                          const EngineOptions& options) {
-  const int64_t available = backend.AvailableBytes();
-  if (backend.traits().host_memory) return available / 4 / options.num_ranks;
-  return available - ReserveBytes(available) -
-         WorkspaceBytes(config, RunnerOptions(options, backend.traits(), 0, 0), backend.traits());
+int64_t AffordableKvBytes(const LoadedModel& model, const ModelRunnerOptions& runner,
+                          int64_t moving_bytes) {
+  const int64_t available = model.backend->AvailableBytes();
+  const BackendTraits traits = model.backend->traits();
+  if (traits.host_memory) return available / 4 / model.options.num_ranks;
+  return available - ReserveBytes(available) - moving_bytes -
+         WorkspaceBytes(model.config, runner, traits);
 }
 
-// Ranks that load in processes of their own: each takes what all have room for.
+// Each rank takes what all have room for.
 absl::Status AgreeOnMemory(Communicator& group, EngineOptions& options) {
   int64_t limits[] = {options.max_model_len, options.kv_cache_tokens};
   RETURN_IF_ERROR(group.AllReduce(limits, ReduceOp::kMin));
@@ -55,21 +59,25 @@ absl::Status AgreeOnMemory(Communicator& group, EngineOptions& options) {
 
 // Fills max_model_len and kv_cache_tokens where they are 0, and the number of blocks. `group` is null
 // where no other rank need agree.
-absl::Status ResolveMemory(const ModelConfig& config, const Backend& backend, Communicator* group,
-                           EngineOptions& options, int32_t& num_blocks) {
+absl::Status ResolveMemory(int32_t slots_per_rank, int64_t moving_bytes, Communicator* group,
+                           LoadedModel& model) {
+  EngineOptions& options = model.options;
   const bool len_given = options.max_model_len > 0;
-  RETURN_IF_ERROR(ResolveModelLen(config, options));
+  RETURN_IF_ERROR(ResolveModelLen(model.config, options));
   if (options.kv_cache_tokens == 0) {
-    ASSIGN_OR_RETURN(const DType dtype, FindKvDType(options.kv_cache, backend.traits()));
-    const int64_t bytes_per_token = KvBytesPerToken(KvLayers(config, dtype));
-    const int64_t affordable = AffordableKvBytes(config, backend, options) / bytes_per_token;
+    const BackendTraits traits = model.backend->traits();
+    ASSIGN_OR_RETURN(const DType dtype, FindKvDType(options.kv_cache, traits));
+    const int64_t bytes_per_token = KvBytesPerToken(KvLayers(model.config, dtype));
+    ModelRunnerOptions runner = RunnerOptions(options, traits, 0, 0);
+    runner.slots_per_rank = slots_per_rank;
+    const int64_t affordable = AffordableKvBytes(model, runner, moving_bytes) / bytes_per_token;
     const int64_t useful = int64_t{options.max_num_seqs} * options.max_model_len;
     options.kv_cache_tokens = std::clamp<int64_t>(std::min(affordable, useful), kKvBlockTokens,
                                                   std::numeric_limits<int32_t>::max() / 2);
   }
   if (group != nullptr) RETURN_IF_ERROR(AgreeOnMemory(*group, options));
-  num_blocks = static_cast<int32_t>(BlocksFor(options.kv_cache_tokens));
-  options.kv_cache_tokens = int64_t{num_blocks} * kKvBlockTokens;
+  model.num_blocks = static_cast<int32_t>(BlocksFor(options.kv_cache_tokens));
+  options.kv_cache_tokens = int64_t{model.num_blocks} * kKvBlockTokens;
   if (!len_given && options.max_model_len > options.kv_cache_tokens) {
     options.max_model_len = static_cast<int32_t>(options.kv_cache_tokens);
   }
@@ -108,75 +116,56 @@ std::vector<int32_t> EndIds(const ModelConfig& config, const ChatFormat& chat_fo
   return std::vector<int32_t>(ids.begin(), ids.end());
 }
 
-// A checkpoint folder that has passed its checks.
-struct OpenedModel {
-  EngineOptions options;  // with the model's name
-  ModelConfig config;
-  std::unique_ptr<Checkpoint> checkpoint;
-};
-
-absl::StatusOr<OpenedModel> OpenModel(const EngineOptions& options) {
-  RETURN_IF_ERROR(CheckOptions(options));
-  const std::string& folder = options.model_folder;
-  if (!std::filesystem::is_directory(folder)) {
-    return absl::NotFoundError(absl::StrCat("model: no folder ", folder));
+// Weights, memory, runner: all that is not in `out` yet.
+absl::Status Load(const Checkpoint& checkpoint, absl::Duration patience, LoadedModel& out) {
+  const ModelConfig& config = out.config;
+  RankGroup group = {.communicator = out.communicator.get(), .maps = {}};
+  if (out.in_group()) {
+    ASSIGN_OR_RETURN(group.maps,
+                     EvenMaps(config, out.options.num_ranks, out.options.num_redundant_experts));
   }
-  OpenedModel out;
-  out.options = options;
-  if (options.model_name.empty()) {
-    out.options.model_name = std::filesystem::weakly_canonical(folder).filename().string();
+  const int32_t slots_per_rank = group.maps.empty() ? 0 : group.maps[0].slots_per_rank();
+  // Before the weights, which take their time.
+  RETURN_IF_ERROR(FindKvDType(out.options.kv_cache, out.backend->traits()).status());
+  const absl::Time start = absl::Now();
+  ASSIGN_OR_RETURN(ModelWeights weights, LoadWeights(config, checkpoint, group, *out.backend));
+  out.load_seconds_per_byte = absl::ToDoubleSeconds(absl::Now() - start) /
+                              static_cast<double>(std::max<int64_t>(weights.matrix_bytes, 1));
+  out.limits.vocab_size = config.vocab_size;
+  out.limits.num_tokens = std::min(config.vocab_size, out.tokenizer->num_tokens());
+  Communicator* others = nullptr;
+  if (out.options.rank_transport != RankTransport::kThreads) others = out.communicator.get();
+  // Free memory means something once all have their weights.
+  if (others != nullptr) RETURN_IF_ERROR(others->Barrier(patience));
+  RETURN_IF_ERROR(ResolveMemory(slots_per_rank, MovingBytes(weights, out), others, out));
+  ModelRunnerOptions runner =
+      RunnerOptions(out.options, out.backend->traits(), out.num_blocks, out.limits.num_tokens);
+  runner.slots_per_rank = slots_per_rank;
+  ASSIGN_OR_RETURN(out.runner, ModelRunner::Create(config, std::move(weights), out.backend.get(),
+                                                   runner, std::move(group)));
+  RETURN_IF_ERROR(out.runner->WarmUp());
+  out.limits.max_model_len = out.options.max_model_len;
+  out.limits.kv_cache_tokens = out.options.kv_cache_tokens;
+  if (out.in_group() && out.options.balance_interval_steps > 0) {
+    EngineOptions beside = out.options;
+    beside.num_threads = 1;
+    ASSIGN_OR_RETURN(out.packer, MakeBackend(beside, out.communicator->info().rank));
   }
-  ASSIGN_OR_RETURN(out.config, LoadModelConfig(folder));
-  ASSIGN_OR_RETURN(out.checkpoint, Checkpoint::Open(folder));
-  RETURN_IF_ERROR(CheckTensors(out.config, *out.checkpoint));
-  if (StoredHeadDiffers(out.config, *out.checkpoint)) {
-    LogWarning(
-        "stored_head_ignored",
-        {{"why", "tie_word_embeddings is true and lm_head.weight differs from the embedding"}});
-  }
-  return out;
-}
-
-absl::StatusOr<LoadedModel> LoadRank(const OpenedModel& model, const EngineOptions& options,
-                                     std::unique_ptr<Communicator> communicator,
-                                     absl::Duration patience) {
-  std::unique_ptr<Tokenizer> tokenizer;
-  std::unique_ptr<ChatFormat> chat_format;
-  if (std::filesystem::exists(options.model_folder + "/tokenizer.json")) {
-    ASSIGN_OR_RETURN(tokenizer, Tokenizer::Load(options.model_folder));
-    ASSIGN_OR_RETURN(chat_format, ChatFormat::Load(options.model_folder, *tokenizer));
-  }
-  ASSIGN_OR_RETURN(LoadedModel out,
-                   LoadModel(options, model.config, *model.checkpoint, std::move(tokenizer),
-                             std::move(chat_format), std::move(communicator), patience));
-  out.reopen = [folder = options.model_folder] { return Checkpoint::Open(folder); };
-  return out;
-}
-
-// Calls load_rank(options, communicator) for each rank in turn.
-template <typename Load>
-absl::StatusOr<LoadedGroup> LoadGroup(const EngineOptions& options, Load load_rank) {
-  LoadedGroup out;
-  out.threads = std::make_unique<ThreadGroup>(options.num_ranks);
-  EngineOptions of_rank = options;
-  for (int32_t r = 0; r < options.num_ranks; ++r) {
-    ASSIGN_OR_RETURN(std::unique_ptr<Communicator> communicator, out.threads->Join(r));
-    ASSIGN_OR_RETURN(LoadedModel model, load_rank(of_rank, std::move(communicator)));
-    // What the first rank found room for is what every rank has.
-    of_rank.max_model_len = model.options.max_model_len;
-    of_rank.kv_cache_tokens = model.options.kv_cache_tokens;
-    out.models.push_back(std::move(model));
-  }
-  return out;
+  return absl::OkStatus();
 }
 
 }  // namespace
 
 absl::Status CheckOptions(const EngineOptions& o) {
-  // Both transports move host memory.
-  if (o.num_ranks > 1 && o.backend == BackendKind::kCuda) {
-    return absl::UnimplementedError(
-        absl::StrCat(o.num_ranks, " ranks compute on the CPU, not with backend cuda"));
+  if (o.rank_transport == RankTransport::kNccl && o.backend == BackendKind::kCpu) {
+    return absl::InvalidArgumentError("transport nccl joins GPUs, given backend cpu");
+  }
+  // These move host memory.
+  if (o.rank_transport != RankTransport::kNccl && o.backend == BackendKind::kCuda &&
+      o.num_ranks > 1) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(o.num_ranks, " ranks with backend cuda need transport nccl, given ",
+                     o.rank_transport == RankTransport::kThreads ? "threads" : "processes"));
   }
   constexpr int64_t kMax = std::numeric_limits<int32_t>::max();
   RETURN_IF_ERROR(CheckRange("threads", o.num_threads, 0, 1024));
@@ -204,6 +193,11 @@ absl::Status ResolveModelLen(const ModelConfig& config, EngineOptions& options) 
 
 ModelRunnerOptions RunnerOptions(const EngineOptions& options, const BackendTraits& traits,
                                  int32_t num_blocks, int32_t num_valid_ids) {
+  // Steps of decoding and short prompts. What is padded must fit too.
+  const int32_t masked = options.num_ranks > 1 && !traits.host_memory
+                             ? std::min(static_cast<int32_t>(PaddedStepRows(options.max_num_seqs)),
+                                        options.max_num_batched_tokens)
+                             : 0;
   const int32_t max_rows =
       traits.samples ? std::max(kMaxLogitsRows, options.max_num_seqs) : kMaxLogitsRows;
   return {.max_tokens = options.max_num_batched_tokens,
@@ -214,10 +208,67 @@ ModelRunnerOptions RunnerOptions(const EngineOptions& options, const BackendTrai
           .num_blocks = num_blocks,
           .block_tokens = kKvBlockTokens,
           .kv_cache = options.kv_cache,
-          .num_ranks = options.num_ranks};
+          .num_ranks = options.num_ranks,
+          .masked_capacity = masked};
 }
 
 int64_t ReserveBytes(int64_t free_bytes) { return std::max<int64_t>(free_bytes, 0) / 16; }
+
+absl::StatusOr<OpenedModel> OpenModel(const EngineOptions& options) {
+  RETURN_IF_ERROR(CheckOptions(options));
+  const std::string& folder = options.model_folder;
+  if (!std::filesystem::is_directory(folder)) {
+    return absl::NotFoundError(absl::StrCat("model: no folder ", folder));
+  }
+  OpenedModel out;
+  out.options = options;
+  if (options.model_name.empty()) {
+    out.options.model_name = std::filesystem::weakly_canonical(folder).filename().string();
+  }
+  ASSIGN_OR_RETURN(out.config, LoadModelConfig(folder));
+  ASSIGN_OR_RETURN(out.checkpoint, Checkpoint::Open(folder));
+  RETURN_IF_ERROR(CheckTensors(out.config, *out.checkpoint));
+  if (StoredHeadDiffers(out.config, *out.checkpoint)) {
+    LogWarning(
+        "stored_head_ignored",
+        {{"why", "tie_word_embeddings is true and lm_head.weight differs from the embedding"}});
+  }
+  return out;
+}
+
+absl::StatusOr<LoadedModel> LoadRank(const OpenedModel& model, const EngineOptions& options,
+                                     std::unique_ptr<Backend> backend,
+                                     std::unique_ptr<Communicator> communicator,
+                                     absl::Duration patience) {
+  std::unique_ptr<Tokenizer> tokenizer;
+  std::unique_ptr<ChatFormat> chat_format;
+  if (std::filesystem::exists(options.model_folder + "/tokenizer.json")) {
+    ASSIGN_OR_RETURN(tokenizer, Tokenizer::Load(options.model_folder));
+    ASSIGN_OR_RETURN(chat_format, ChatFormat::Load(options.model_folder, *tokenizer));
+  }
+  ASSIGN_OR_RETURN(
+      LoadedModel out,
+      LoadModel(options, model.config, *model.checkpoint, std::move(tokenizer),
+                std::move(chat_format), std::move(backend), std::move(communicator), patience));
+  out.reopen = [folder = options.model_folder] { return Checkpoint::Open(folder); };
+  return out;
+}
+
+EngineOptions WithThreads(const EngineOptions& options) {
+  EngineOptions out = options;
+  if (out.num_threads == 0) out.num_threads = std::max(UsableCpus() / options.num_ranks, 1);
+  return out;
+}
+
+absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(const EngineOptions& options, int32_t rank) {
+  if (options.rank_transport == RankTransport::kNccl) return CreateCudaBackend({.device = rank});
+  const bool cuda =
+      options.backend == BackendKind::kCuda ||
+      (options.backend == BackendKind::kAuto && options.num_ranks == 1 && NumCudaDevices() > 0);
+  if (cuda) return CreateCudaBackend({});
+  ASSIGN_OR_RETURN(const CpuTarget target, ParseCpuTarget(options.cpu_target));
+  return CreateCpuBackend({.num_threads = options.num_threads, .target = target});
+}
 
 absl::StatusOr<LoadedModel> LoadModel(const EngineOptions& options) {
   return LoadModel(options, nullptr, absl::ZeroDuration());
@@ -227,24 +278,9 @@ absl::StatusOr<LoadedModel> LoadModel(const EngineOptions& options,
                                       std::unique_ptr<Communicator> communicator,
                                       absl::Duration patience) {
   ASSIGN_OR_RETURN(const OpenedModel model, OpenModel(options));
-  return LoadRank(model, model.options, std::move(communicator), patience);
-}
-
-absl::StatusOr<LoadedGroup> LoadModelGroup(const EngineOptions& options) {
-  ASSIGN_OR_RETURN(const OpenedModel model, OpenModel(options));
-  return LoadGroup(model.options,
-                   [&](const EngineOptions& of_rank, std::unique_ptr<Communicator> communicator) {
-                     return LoadRank(model, of_rank, std::move(communicator), absl::ZeroDuration());
-                   });
-}
-
-absl::StatusOr<LoadedGroup> LoadModelGroup(const EngineOptions& options, const ModelConfig& config,
-                                           const Checkpoint& checkpoint) {
-  RETURN_IF_ERROR(CheckOptions(options));
-  return LoadGroup(
-      options, [&](const EngineOptions& of_rank, std::unique_ptr<Communicator> communicator) {
-        return LoadModel(of_rank, config, checkpoint, nullptr, nullptr, std::move(communicator));
-      });
+  const EngineOptions resolved = WithThreads(model.options);
+  ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend, MakeBackend(resolved, 0));
+  return LoadRank(model, resolved, std::move(backend), std::move(communicator), patience);
 }
 
 absl::StatusOr<LoadedModel> LoadModel(const EngineOptions& options, const ModelConfig& config,
@@ -254,11 +290,8 @@ absl::StatusOr<LoadedModel> LoadModel(const EngineOptions& options, const ModelC
                                       std::unique_ptr<Communicator> communicator,
                                       absl::Duration patience) {
   RETURN_IF_ERROR(CheckOptions(options));
-  EngineOptions resolved = options;
-  if (resolved.num_threads == 0) {
-    resolved.num_threads = std::max(UsableCpus() / options.num_ranks, 1);
-  }
-  ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend, MakeBackend(resolved));
+  const EngineOptions resolved = WithThreads(options);
+  ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend, MakeBackend(resolved, 0));
   return LoadModel(resolved, config, checkpoint, std::move(tokenizer), std::move(chat_format),
                    std::move(backend), std::move(communicator), patience);
 }
@@ -280,39 +313,13 @@ absl::StatusOr<LoadedModel> LoadModel(const EngineOptions& options, const ModelC
   out.chat_format = chat_format ? std::move(chat_format) : std::make_unique<NoChatFormat>();
   out.end_ids = EndIds(config, *out.chat_format);
   out.communicator = std::move(communicator);
-  RankGroup group = {.communicator = out.communicator.get(), .maps = {}};
-  if (out.in_group()) {
-    ASSIGN_OR_RETURN(group.maps,
-                     EvenMaps(config, options.num_ranks, options.num_redundant_experts));
+  const absl::Status status = Load(checkpoint, patience, out);
+  if (status.ok()) return out;
+  // The others may wait for it on their devices.
+  if (out.in_group() && !out.backend->traits().host_memory) {
+    out.communicator->Abort(std::string(status.message()));
   }
-  // Before the weights, which take their time.
-  RETURN_IF_ERROR(FindKvDType(out.options.kv_cache, out.backend->traits()).status());
-  const absl::Time start = absl::Now();
-  ASSIGN_OR_RETURN(ModelWeights weights, LoadWeights(config, checkpoint, group, *out.backend));
-  out.load_seconds_per_byte = absl::ToDoubleSeconds(absl::Now() - start) /
-                              static_cast<double>(std::max<int64_t>(weights.matrix_bytes, 1));
-  out.limits.vocab_size = config.vocab_size;
-  out.limits.num_tokens = std::min(config.vocab_size, out.tokenizer->num_tokens());
-  Communicator* others = nullptr;
-  if (options.rank_transport == RankTransport::kProcesses) others = out.communicator.get();
-  // Free memory means something once all have their weights.
-  if (others != nullptr) RETURN_IF_ERROR(others->Barrier(patience));
-  RETURN_IF_ERROR(ResolveMemory(config, *out.backend, others, out.options, out.num_blocks));
-  ModelRunnerOptions runner =
-      RunnerOptions(out.options, out.backend->traits(), out.num_blocks, out.limits.num_tokens);
-  if (!group.maps.empty()) runner.slots_per_rank = group.maps[0].slots_per_rank();
-  ASSIGN_OR_RETURN(out.runner, ModelRunner::Create(config, std::move(weights), out.backend.get(),
-                                                   runner, std::move(group)));
-  RETURN_IF_ERROR(out.runner->WarmUp());
-  out.limits.max_model_len = out.options.max_model_len;
-  out.limits.kv_cache_tokens = out.options.kv_cache_tokens;
-  // On a device the choices are not counted yet.
-  if (out.in_group() && options.balance_interval_steps > 0 && out.backend->traits().host_memory) {
-    EngineOptions beside = out.options;
-    beside.num_threads = 1;
-    ASSIGN_OR_RETURN(out.packer, MakeBackend(beside));
-  }
-  return out;
+  return status;
 }
 
 }  // namespace jevons

@@ -9,6 +9,7 @@
 #include "model/checkpoint.h"
 #include "model/model_runner.h"
 #include "ops/backend.h"
+#include "parallel/device_group.h"
 #include "parallel/thread_communicator.h"
 
 namespace jevons {
@@ -33,7 +34,7 @@ struct LoadedModel {
   // Opens the checkpoint once more, on any thread; empty where that cannot be.
   std::function<absl::StatusOr<std::unique_ptr<Checkpoint>>()> reopen;
   double load_seconds_per_byte = 0;  // of packed weights
-  // Packs weights beside the engine's thread; null where experts stay where they are.
+  // Packs weights beside the engine's thread, on its device; null where experts stay where they are.
   std::unique_ptr<Backend> packer;
 };
 
@@ -48,8 +49,9 @@ absl::Status Regroup(LoadedModel& model, std::unique_ptr<Communicator>& group,
 // From a checkpoint folder. A folder without tokenizer.json loads: prompts are then token ids
 // alone.
 absl::StatusOr<LoadedModel> LoadModel(const EngineOptions& options);
-// The same of one rank of a group. Where the ranks are processes, waits up to `patience` for the others
-// to have their weights, and agrees with them on max_model_len and kv_cache_tokens.
+// The same of one rank of a group. Ranks that load at the same time, over another transport than threads,
+// wait up to `patience` for each other to have their weights, and agree on max_model_len and
+// kv_cache_tokens.
 absl::StatusOr<LoadedModel> LoadModel(const EngineOptions& options,
                                       std::unique_ptr<Communicator> communicator,
                                       absl::Duration patience);
@@ -62,13 +64,18 @@ absl::StatusOr<LoadedModel> LoadModel(const EngineOptions& options, const ModelC
                                       std::unique_ptr<Communicator> communicator = nullptr,
                                       absl::Duration patience = absl::ZeroDuration());
 
-// The models of a group of ranks in this process, by rank.
+// The models of a group of ranks in this process, by rank. Their communicators are members of one of the
+// two; those of `devices` must end at the same time.
 struct LoadedGroup {
-  std::unique_ptr<ThreadGroup> threads;  // the models' communicators are its members
+  std::unique_ptr<ThreadGroup> threads;
+  std::unique_ptr<DeviceGroup> devices;
   std::vector<LoadedModel> models;
 };
+// With transport nccl rank r is on device r: FAILED_PRECONDITION where there are fewer devices,
+// UNIMPLEMENTED in a build without CUDA or NCCL, else the error of the first rank that failed.
 absl::StatusOr<LoadedGroup> LoadModelGroup(const EngineOptions& options);
-// The same from tensors that the caller provides, without a tokenizer.
+// The same from tensors that the caller provides, without a tokenizer. With transport nccl ranks read
+// them at the same time.
 absl::StatusOr<LoadedGroup> LoadModelGroup(const EngineOptions& options, const ModelConfig& config,
                                            const Checkpoint& checkpoint);
 

@@ -62,6 +62,25 @@ class ZeroCheckpoint : public Checkpoint {
   void* zeros_ = nullptr;
 };
 
+// Rank 0 of a group that exchanges nothing.
+class PlannedRank : public Communicator {
+ public:
+  explicit PlannedRank(int32_t world_size) : world_size_(world_size) {}
+
+  std::string Description() const override { return "a plan"; }
+  RankInfo info() const override { return {.rank = 0, .world_size = world_size_}; }
+  absl::Status AllToAll(const AllToAllArgs&) override { return absl::OkStatus(); }
+  absl::Status AllGather(const void*, int64_t, void*) override { return absl::OkStatus(); }
+  absl::Status Broadcast(void*, int64_t, int32_t) override { return absl::OkStatus(); }
+  absl::Status AllReduce(std::span<int64_t>, ReduceOp) override { return absl::OkStatus(); }
+  absl::Status Barrier(absl::Duration) override { return absl::OkStatus(); }
+  absl::Status Wait() override { return absl::OkStatus(); }
+  void Abort(const std::string&) override {}
+
+ private:
+  const int32_t world_size_;
+};
+
 struct ModelBytes {
   int64_t weights = 0;
   int64_t workspace = 0;
@@ -73,14 +92,24 @@ absl::StatusOr<ModelBytes> Measure(const ModelConfig& config, const EngineOption
                                    const CudaDeviceSpec& device) {
   ASSIGN_OR_RETURN(const std::unique_ptr<Backend> planner, CreateCudaPlanner(device));
   ASSIGN_OR_RETURN(const DType kv_dtype, FindKvDType(options.kv_cache, planner->traits()));
+  PlannedRank rank(options.num_ranks);
+  RankGroup group;
+  std::vector<std::vector<int32_t>> experts;
+  ModelRunnerOptions of_runner = RunnerOptions(options, planner->traits(), 0, config.vocab_size);
+  if (options.num_ranks > 1) {
+    group.communicator = &rank;
+    ASSIGN_OR_RETURN(group.maps,
+                     EvenMaps(config, options.num_ranks, options.num_redundant_experts));
+    for (const ExpertMap& map : group.maps) experts.push_back(FilledSlots(map.experts_of_rank(0)));
+    if (!group.maps.empty()) of_runner.slots_per_rank = group.maps[0].slots_per_rank();
+  }
   const int64_t start = planner->AvailableBytes();
   ASSIGN_OR_RETURN(ModelWeights weights,
-                   LoadModelWeights(config, ZeroCheckpoint(config), *planner));
+                   LoadModelWeights(config, ZeroCheckpoint(config), *planner, experts));
   const int64_t loaded = planner->AvailableBytes();
   ASSIGN_OR_RETURN(
       const std::unique_ptr<ModelRunner> runner,
-      ModelRunner::Create(config, std::move(weights), planner.get(),
-                          RunnerOptions(options, planner->traits(), 0, config.vocab_size)));
+      ModelRunner::Create(config, std::move(weights), planner.get(), of_runner, std::move(group)));
   RETURN_IF_ERROR(runner->WarmUp());
   return ModelBytes{.weights = start - loaded,
                     .workspace = device.memory_bytes - start + loaded - planner->AvailableBytes(),

@@ -131,10 +131,15 @@ bool RankEngine::WakeLocked() const {
 }
 
 void RankEngine::Loop() {
-  do {
-    RunSteps();
-  } while (loop_.failure().ok() && !loop_.broken().ok() && Rejoin());
-  const absl::Status failure = loop_.failure().ok() ? loop_.broken() : loop_.failure();
+  absl::Status failure = model_.backend->BindThread();
+  if (failure.ok()) {
+    do {
+      RunSteps();
+    } while (loop_.failure().ok() && !loop_.broken().ok() && Rejoin());
+    failure = loop_.failure().ok() ? loop_.broken() : loop_.failure();
+  } else {
+    failure = absl::UnavailableError(absl::StrCat("the device failed: ", failure.message()));
+  }
   if (!failure.ok()) Fail(failure);
   loop_.EndAll(failure.ok() ? absl::UnavailableError("the server is shutting down") : failure);
   MutexLock lock(&mutex_);
@@ -262,7 +267,11 @@ RankEngine::Next RankEngine::Agree(bool stopping, int64_t num_pokes) {
   if (!GroupIsWhole(model_.communicator->AllReduce(values, ReduceOp::kMax))) return Next::kEnd;
   group_works_ = values[0] > 0;
   agreed_pokes_ = -values[1];
-  if (values[2] == 0) return Next::kEnd;
+  if (values[2] == 0) {
+    // No device may still be read from when its rank ends.
+    if (!model_.backend->traits().host_memory) GroupIsWhole(model_.communicator->Wait());
+    return Next::kEnd;
+  }
   if (balancer_ != nullptr && !GroupIsWhole(balancer_->Apply({-values[3], values[4] > 0}))) {
     return Next::kEnd;
   }

@@ -45,6 +45,8 @@ class DeviceSampler {
   // Waits for what was queued first and is not taken yet: a result for each request, valid until
   // the next Write. Whatever comes back, it is taken.
   absl::StatusOr<std::span<const SampleResult>> Take();
+  // Whether Take would wait no more.
+  absl::StatusOr<bool> Done() { return calls_[oldest_].outputs->Done(); }
   // Write may be called while fewer are queued.
   static constexpr int kMaxQueued = 2;
 

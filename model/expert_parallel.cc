@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <numeric>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "parallel/expert_load.h"
 
 namespace jevons {
 namespace {
@@ -80,9 +80,11 @@ absl::StatusOr<std::unique_ptr<ExpertParallel>> ExpertParallel::Create(
     values->resize(n);
   }
   out->host_counts_.resize(4 * n);
-  if (backend->traits().host_memory) {
-    out->choice_counts_.resize(int64_t{config.num_hidden_layers} * config.n_routed_experts);
-  }
+  out->taken_counts_.resize(int64_t{config.num_hidden_layers} * config.n_routed_experts);
+  out->new_counts_ = out->taken_counts_;
+  ASSIGN_OR_RETURN(out->choice_counts_, backend->Upload(TensorView(
+                                            out->taken_counts_.data(), DType::kI64,
+                                            {config.num_hidden_layers, config.n_routed_experts})));
   return out;
 }
 
@@ -101,14 +103,21 @@ absl::Status ExpertParallel::SetMap(int32_t layer_idx, const ExpertMap& map) {
                          TensorView(table.data(), DType::kI32, {device.dim(0), device.dim(1)}));
 }
 
+absl::StatusOr<std::span<const int64_t>> ExpertParallel::TakeChoiceCounts() {
+  // Read alone would wait without end for a rank that is gone.
+  RETURN_IF_ERROR(group_.communicator->Wait());
+  const TensorView& counts = choice_counts_.view;
+  RETURN_IF_ERROR(backend_->Read(
+      TensorView(new_counts_.data(), DType::kI64, {counts.dim(0), counts.dim(1)}), counts));
+  for (size_t i = 0; i < new_counts_.size(); ++i) {
+    const int64_t before = std::exchange(taken_counts_[i], new_counts_[i]);
+    new_counts_[i] -= before;
+  }
+  return std::span<const int64_t>(new_counts_);
+}
+
 absl::Status ExpertParallel::Run(int32_t layer_idx, const MlpWeights& experts,
                                  const RoutedTokens& tokens) {
-  if (!choice_counts_.empty()) {
-    const std::span<const int32_t> chosen(tokens.topk_idx.ptr<int32_t>(),
-                                          static_cast<size_t>(tokens.topk_idx.num_elements()));
-    const size_t num_experts = static_cast<size_t>(slot_tables_[layer_idx].view.dim(0));
-    CountExperts(chosen, std::span(choice_counts_).subspan(layer_idx * num_experts, num_experts));
-  }
   const int64_t num_tokens = tokens.topk_idx.dim(0);
   const int64_t top_k = tokens.topk_idx.dim(1);
   const int64_t capacity = masked_ ? options_.masked_capacity : 0;
@@ -118,12 +127,16 @@ absl::Status ExpertParallel::Run(int32_t layer_idx, const MlpWeights& experts,
                              .send_token = work_.send_token.view.Slice(0, num_send),
                              .send_slots = work_.send_slots.view.Slice(0, num_send),
                              .return_row = work_.return_row.view.Slice(0, num_tokens)};
-  RETURN_IF_ERROR(backend_->RankDispatch({.topk_idx = tokens.topk_idx,
-                                          .slot_table = slot_tables_[layer_idx].view,
-                                          .num_ranks = options_.num_ranks,
-                                          .slots_per_rank = num_slots_,
-                                          .capacity = static_cast<int32_t>(capacity),
-                                          .plan = plan}));
+  const TensorView& counts = choice_counts_.view;
+  RETURN_IF_ERROR(
+      backend_->RankDispatch({.topk_idx = tokens.topk_idx,
+                              .slot_table = slot_tables_[layer_idx].view,
+                              .num_ranks = options_.num_ranks,
+                              .slots_per_rank = num_slots_,
+                              .capacity = static_cast<int32_t>(capacity),
+                              .plan = plan,
+                              .choice_counts = TensorView(counts.row<int64_t>(layer_idx),
+                                                          counts.dtype, {counts.dim(1)})}));
   ASSIGN_OR_RETURN(const Received received, Send(plan, tokens.x));
   RETURN_IF_ERROR(RunExperts(experts, received));
   const TensorView returned = work_.returned.view.Slice(0, Sum(amounts_.choices_out));

@@ -2,7 +2,6 @@
 // the results come back.
 #pragma once
 
-#include <algorithm>
 #include <memory>
 #include <span>
 #include <vector>
@@ -69,10 +68,9 @@ class ExpertParallel {
   // the one before in experts, ranks and slots.
   absl::Status SetMap(int32_t layer_idx, const ExpertMap& map);
 
-  // [num_layers, n_experts] how often this rank's tokens have chosen each expert since ClearCounts.
-  // Counted where the host sees the choices; else empty.
-  std::span<const int64_t> choice_counts() const { return choice_counts_; }
-  void ClearCounts() { std::fill(choice_counts_.begin(), choice_counts_.end(), 0); }
+  // [num_layers, n_routed_experts] how often this rank's tokens have chosen each expert since the last
+  // call. Waits for the steps that are queued. Valid until the next call.
+  absl::StatusOr<std::span<const int64_t>> TakeChoiceCounts();
 
  private:
   ExpertParallel(const RankGroup& group, const ModelRunnerOptions& options, int32_t num_slots,
@@ -103,7 +101,8 @@ class ExpertParallel {
   Backend* const backend_;
   Workspace& work_;
   std::vector<DeviceTensor> slot_tables_;  // by layer
-  std::vector<int64_t> choice_counts_;
+  DeviceTensor choice_counts_;             // i64 [num_layers, n_routed_experts], since the start
+  std::vector<int64_t> taken_counts_, new_counts_;
   bool masked_ = false;  // this step's layout
   Amounts amounts_;
   std::vector<int32_t> host_counts_;

@@ -12,9 +12,18 @@ namespace {
 constexpr int64_t kLogitsKey = int64_t{1} << 32;
 constexpr int64_t kSampleKey = int64_t{2} << 32;
 
-// Sizes of recorded steps: powers of two up to 8, then eighths of a power of two, so that padding is
-// at most an eighth; from 1024 on multiples of 128.
-int64_t PaddedSize(int64_t num_rows) {
+// The largest size below `size`; 0 at the end.
+int64_t PaddedBelow(int64_t size) {
+  int64_t below = size - 1;
+  while (below > 0 && PaddedStepRows(below) >= size) --below;
+  return below > 0 ? PaddedStepRows(below) : 0;
+}
+
+}  // namespace
+
+// Powers of two up to 8, then eighths of a power of two, so that padding is at most an eighth; from
+// 1024 on multiples of 128.
+int64_t PaddedStepRows(int64_t num_rows) {
   int64_t unit = 1;
   if (num_rows <= 8) {
     while (unit < num_rows) unit *= 2;
@@ -23,15 +32,6 @@ int64_t PaddedSize(int64_t num_rows) {
   while (num_rows > 16 * unit && unit < 128) unit *= 2;
   return (num_rows + unit - 1) / unit * unit;
 }
-
-// The largest size below `size`; 0 at the end.
-int64_t PaddedBelow(int64_t size) {
-  int64_t below = size - 1;
-  while (below > 0 && PaddedSize(below) >= size) --below;
-  return below > 0 ? PaddedSize(below) : 0;
-}
-
-}  // namespace
 
 std::vector<KvLayerSpec> KvLayers(const ModelConfig& config, DType dtype) {
   const Fp8Entry fp8 = {config.kv_lora_rank, config.qk_rope_head_dim};
@@ -103,7 +103,7 @@ absl::Status ModelRunner::CheckStep(const StepInput& input) const {
 
 int64_t ModelRunner::Padded(int64_t num_rows, int64_t max_rows) const {
   if (!backend_->traits().records_steps) return num_rows;
-  return std::min(PaddedSize(num_rows), max_rows);
+  return std::min(PaddedStepRows(num_rows), max_rows);
 }
 
 absl::StatusOr<ModelRunner::Step> ModelRunner::WriteStep(const StepInput& input,
@@ -158,6 +158,10 @@ absl::Status ModelRunner::Run(const StepInput& input) {
 absl::Status ModelRunner::RunLayers(const Step& step) {
   // What ranks exchange may have sizes that depend on the choices.
   if (experts_ != nullptr && !experts_->masked()) return Layers(step);
+  // A replay makes no call that would see a broken group.
+  if (experts_ != nullptr) {
+    RETURN_IF_ERROR(group_.communicator->WaitUntil([] { return true; }));
+  }
   return backend_->RunStep(step.num_tokens, [&] { return Layers(step); });
 }
 
@@ -166,8 +170,16 @@ absl::Status ModelRunner::ReplaceExperts(int32_t layer_idx, const ExpertMap& map
   RETURN_IF_ERROR(experts_->SetMap(layer_idx, map));
   group_.maps[layer_idx] = map;
   held_[layer_idx] = OwnSlots(map);
-  if (experts.gate_up != nullptr) std::swap(weights_.layers[layer_idx].moe.experts, experts);
-  return absl::OkStatus();
+  if (experts.gate_up == nullptr) return absl::OkStatus();
+  MlpWeights& present = weights_.layers[layer_idx].moe.experts;
+  if (backend_->traits().host_memory) {
+    std::swap(present, experts);
+    return absl::OkStatus();
+  }
+  // Recorded steps name those that are there.
+  RETURN_IF_ERROR(backend_->CopyWeight(*experts.gate_up, *present.gate_up));
+  RETURN_IF_ERROR(backend_->CopyWeight(*experts.down, *present.down));
+  return group_.communicator->Wait();
 }
 
 void ModelRunner::Hold(int32_t layer_idx, std::vector<int32_t> slot_expert, MlpWeights experts) {
@@ -255,6 +267,14 @@ absl::Status ModelRunner::QueueSamples(std::span<const int32_t> rows,
   RETURN_IF_ERROR(sampler_->Write(requests, padded));
   RETURN_IF_ERROR(ComputeSamples(padded));
   return sampler_->Queue();
+}
+
+absl::StatusOr<std::span<const SampleResult>> ModelRunner::TakeSamples() {
+  // The device may wait for another rank: what waits for it alone has no deadline.
+  if (group_.present()) {
+    RETURN_IF_ERROR(group_.communicator->WaitUntil([this] { return sampler_->Done(); }));
+  }
+  return sampler_->Take();
 }
 
 absl::StatusOr<TensorView> ModelRunner::Logits(std::span<const int32_t> rows) {

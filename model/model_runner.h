@@ -26,6 +26,9 @@ struct StepInput {
   int32_t max_blocks = 0;
 };
 
+// Rows that a recorded step of so many has, if they fit: one of few sizes.
+int64_t PaddedStepRows(int64_t num_rows);
+
 // Used by one thread at a time. All memory is taken in Create.
 class ModelRunner {
  public:
@@ -56,7 +59,7 @@ class ModelRunner {
   // The halves of Sample. What is queued is taken in that order, and may wait while one more step is
   // queued, whose token_ids may name what this one draws. Taken is valid until the next is queued.
   absl::Status QueueSamples(std::span<const int32_t> rows, std::span<const SampleRequest> requests);
-  absl::StatusOr<std::span<const SampleResult>> TakeSamples() { return sampler_->Take(); }
+  absl::StatusOr<std::span<const SampleResult>> TakeSamples();
   bool samples() const { return sampler_ != nullptr; }
   int32_t max_logits_rows() const { return options_.max_logits_rows; }
 
@@ -64,7 +67,8 @@ class ModelRunner {
   // Null where this rank has all experts.
   ExpertParallel* experts() { return experts_.get(); }
   // Between two steps, on all ranks: the layer's experts are where `map` says from now on. `experts`
-  // are those of this rank and get the ones before; null weights: they stay as they are.
+  // are those of this rank; what they hold afterwards is used no more. Null weights: they stay as they
+  // are. On a device waits for what is queued.
   absl::Status ReplaceExperts(int32_t layer_idx, const ExpertMap& map, MlpWeights& experts);
 
   // For a group that is made anew, in which the slots of the ranks differ from the present ones. The

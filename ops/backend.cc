@@ -52,6 +52,10 @@ absl::Status Backend::RouteAndDispatch(const RouteTopKArgs& route, const Dispatc
   return ExpertDispatch({.topk_idx = route.topk_idx, .plan = plan});
 }
 
+absl::Status Backend::CopyWeight(const Weight&, Weight&) {
+  return absl::UnimplementedError(Description() + " copies no weights");
+}
+
 absl::Status Backend::RankDispatch(const RankDispatchArgs&) {
   return absl::UnimplementedError(Description() + " serves no group of ranks");
 }

@@ -41,6 +41,8 @@ class Readback {
   // Waits for the last copy that was started, with the errors of all ops before it, but for nothing
   // queued since. The bytes stay until the next Start.
   virtual absl::StatusOr<const void*> Wait() = 0;
+  // Whether Wait would wait no more, with its errors.
+  virtual absl::StatusOr<bool> Done() { return true; }
 };
 
 // What a backend wants to be given. An activation may always be f32 too; the input of a matrix
@@ -67,6 +69,12 @@ class Backend {
   virtual std::string Description() const = 0;
 
   virtual BackendTraits traits() const { return {}; }
+
+  // To be called by a thread before it uses the backend, but for the one that has made it: its device
+  // is the thread's from now on.
+  virtual absl::Status BindThread() { return absl::OkStatus(); }
+  // Waits for all ops, with their errors.
+  virtual absl::Status Wait() { return absl::OkStatus(); }
 
   // Memory that Allocate could still give, about.
   virtual int64_t AvailableBytes() const = 0;
@@ -99,6 +107,10 @@ class Backend {
   virtual absl::StatusOr<std::unique_ptr<Weight>> JoinGroups(std::span<const PackedGroup> groups) {
     return absl::UnimplementedError("JoinGroups: not on this backend");
   }
+  // Copies the values of `from` over those of `to` when the ops before it are done: where recorded
+  // steps name `to`. A backend of the same device may have packed `from`, and has ended its ops.
+  // INVALID_ARGUMENT where they are not packed alike; UNIMPLEMENTED by default.
+  virtual absl::Status CopyWeight(const Weight& from, Weight& to);
 
   virtual absl::Status Embed(const EmbedArgs& args) = 0;
   virtual absl::Status RmsNorm(const RmsNormArgs& args) = 0;

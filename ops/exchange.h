@@ -27,6 +27,8 @@ struct ExchangePlan {
 // Shapes  topk_idx i32 [num_tokens, top_k], -1 = none; slot_table i32 [n_experts, width];
 //         num_send at least num_tokens * min(top_k, num_ranks), or num_ranks * capacity where masked;
 //         capacity 0 or at least num_tokens
+//         choice_counts i64 [num_counted] or absent: one more for each choice of an expert below
+//         num_counted that is served
 // Edge    contiguous: what of send_token and send_slots lies past the rows is not written
 // Order   rows for a rank by token
 // Error   exact
@@ -37,6 +39,7 @@ struct RankDispatchArgs {
   int32_t slots_per_rank = 0;
   int32_t capacity = 0;
   ExchangePlan plan;
+  TensorView choice_counts = {};
 };
 
 // What    on the rank that serves: the grouped row of each choice, in the order in which results go

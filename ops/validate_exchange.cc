@@ -27,6 +27,9 @@ absl::Status Validate(const RankDispatchArgs& args, const ArgRules& rules) {
   check.Tensor("plan.send_token", args.plan.send_token, kI32, {kAnySize});
   check.Tensor("plan.send_slots", args.plan.send_slots, kI32, {num_send, top_k});
   check.Tensor("plan.return_row", args.plan.return_row, kI32, {num_tokens, top_k});
+  if (args.choice_counts.present()) {
+    check.Tensor("choice_counts", args.choice_counts, DType::kI64, {kAnySize});
+  }
   if (!check.ok()) return check.status();
   check.Require(Dim(args.slot_table, 1) > 0, "slot_table must have at least one column");
   const int64_t wanted = args.capacity > 0 ? int64_t{args.num_ranks} * args.capacity

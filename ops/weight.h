@@ -28,8 +28,8 @@ struct WeightSpec {
   WeightUse use = WeightUse::kPlain;
 };
 
-// A packed weight, owned by the caller, usable only with the backend that made it. Immutable, so
-// thread-safe.
+// A packed weight, owned by the caller, usable with the backend that made it and others of its kind and
+// device. Immutable but for Backend::CopyWeight, and so thread-safe.
 class Weight {
  public:
   Weight(int32_t num_groups, int64_t n, int64_t k, WeightUse use = WeightUse::kPlain)

@@ -5,6 +5,7 @@
 #include <span>
 #include <string>
 
+#include "absl/functional/function_ref.h"
 #include "absl/time/time.h"
 #include "base/status.h"
 
@@ -68,6 +69,11 @@ class Communicator {
   virtual absl::Status Barrier(absl::Duration timeout) = 0;
   // Waits for everything queued, with its errors. Nothing to do for host memory.
   virtual absl::Status Wait() = 0;
+  // Waits until `is_done` says so, which asks the device and does not wait: for one of the things that
+  // are queued, with the errors of all. Nothing to do for host memory.
+  virtual absl::Status WaitUntil(absl::FunctionRef<absl::StatusOr<bool>()> is_done) {
+    return absl::OkStatus();
+  }
 
   // Breaks the group with ABORTED: a call that waits ends, here and, as far as they can be reached, at
   // the other ranks. A call whose data is already on its way may still end well. From any thread, any

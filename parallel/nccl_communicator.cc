@@ -49,6 +49,7 @@ class NcclCommunicator : public Communicator {
   absl::Status AllReduce(std::span<int64_t> values, ReduceOp op) override;
   absl::Status Barrier(absl::Duration timeout) override;
   absl::Status Wait() override;
+  absl::Status WaitUntil(absl::FunctionRef<absl::StatusOr<bool>()> is_done) override;
   void Abort(const std::string& reason) override;
 
  private:
@@ -234,6 +235,11 @@ absl::Status NcclCommunicator::Barrier(absl::Duration timeout) {
 absl::Status NcclCommunicator::Wait() {
   const NcclCall call("Wait", num_calls_, options_.timeout);
   return Run(call, [&] { return member_.WaitForStream(call); });
+}
+
+absl::Status NcclCommunicator::WaitUntil(absl::FunctionRef<absl::StatusOr<bool>()> is_done) {
+  const NcclCall call("Wait", num_calls_, options_.timeout);
+  return Run(call, [&] { return member_.WaitUntil(call, is_done); });
 }
 
 absl::Status NcclCommunicator::Compare(const NcclCall& call, const CallHeader& own,

@@ -45,6 +45,8 @@ class NcclMember {
   // queued.
   absl::Status Queue(const NcclCall& call, absl::FunctionRef<int(ncclComm*)> calls);
   absl::Status WaitForStream(const NcclCall& call);
+  // Until `is_done` says so and NCCL has no work under way.
+  absl::Status WaitUntil(const NcclCall& call, absl::FunctionRef<absl::StatusOr<bool>()> is_done);
 
   // The first error of the group. Ends what is in the stream: kernels that wait for other ranks do
   // so no longer, and whoever waits for the stream goes on.
@@ -61,8 +63,6 @@ class NcclMember {
  private:
   absl::Status FromNccl(const NcclCall& call, int result, const char* what) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  // Until `is_done` says so and NCCL has no work under way.
-  absl::Status WaitUntil(const NcclCall& call, absl::FunctionRef<absl::StatusOr<bool>()> is_done);
   absl::StatusOr<bool> IsIdle(const NcclCall& call);  // false while NCCL has work under way
   // Gives the communicator to a thread of its own: it may take long to end.
   void End(int (*function)(ncclComm*)) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);

@@ -38,6 +38,8 @@ void AddRender(CLI::App& app, CommandRun& run);
 void AddInspect(CLI::App& app, CommandRun& run);
 void AddPlan(CLI::App& app, CommandRun& run);
 
+// --backend. `engine` must outlive the parsing.
+void AddBackend(CLI::App& cmd, EngineOptions& engine);
 // --kv-cache-dtype. `engine` must outlive the parsing.
 void AddKvCacheDType(CLI::App& cmd, EngineOptions& engine);
 

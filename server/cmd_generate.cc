@@ -197,6 +197,7 @@ void AddGenerate(CLI::App& app, const Environment& environment, CommandRun& run)
   cmd.add_option("--effort", flags->effort, "How much the model thinks; with --messages")
       ->check(CLI::IsMember({"none", "low", "medium", "high", "max"}));
   AddSampling(cmd, *flags);
+  AddBackend(cmd, flags->engine);
   AddKvCacheDType(cmd, flags->engine);
   cmd.add_option("--stop", flags->stop, "The answer ends before this text; may be given often");
   cmd.add_option("--logprobs", flags->logprobs,

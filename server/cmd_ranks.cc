@@ -14,8 +14,9 @@ void AddRanks(CLI::App& cmd, RankFlags& flags) {
   cmd.add_option(
          "--transport", flags.transport,
          "How the ranks reach each other. threads: all in this process; processes: one "
-         "each, over TCP, started here unless there is a --rank or a launcher's environment")
-      ->check(CLI::IsMember({"threads", "processes"}))
+         "each, over TCP, started here unless there is a --rank or a launcher's environment; nccl: "
+         "all in this process, rank r on GPU r")
+      ->check(CLI::IsMember({"threads", "processes", "nccl"}))
       ->capture_default_str();
   cmd.add_option("--rank", flags.place.rank, "Which rank this process is; needs --leader")
       ->check(InRange<int64_t>(0, 255));
@@ -51,7 +52,8 @@ absl::StatusOr<GroupOptions> ResolveRanks(const RankFlags& flags, const Environm
   engine.num_redundant_experts = flags.redundant_experts;
   engine.balance_interval_steps = flags.balance_interval_steps;
   engine.num_ranks = flags.place.ranks.value_or(1);
-  if (flags.transport == "threads") {
+  if (flags.transport != "processes") {
+    if (flags.transport == "nccl") engine.rank_transport = RankTransport::kNccl;
     if (!flags.place.rank && flags.place.leader.empty()) return GroupOptions();
     return absl::InvalidArgumentError("--rank and --leader need --transport processes");
   }

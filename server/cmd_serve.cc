@@ -26,7 +26,6 @@ struct ServeFlags {
   EngineOptions engine;
   RankFlags ranks;
   ServerOptions server;
-  std::string backend = "auto";
   std::string overlap = "auto";
   int32_t drain_seconds = 300;
 };
@@ -107,10 +106,7 @@ void AddServe(CLI::App& app, const Environment& environment, CommandRun& run) {
   cmd.add_option("--model", engine.model_folder, "Checkpoint folder")->required();
   cmd.add_option("--listen", flags->server.listen, "HOST:PORT; port 0 takes a free one")
       ->capture_default_str();
-  cmd.add_option("--backend", flags->backend,
-                 "Where to compute; auto: cuda where there is a device, else cpu")
-      ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
-      ->capture_default_str();
+  AddBackend(cmd, engine);
   cmd.add_option("--max-num-seqs", engine.max_num_seqs, "Sequences that run at the same time")
       ->check(InRange<int64_t>(1, 1024))
       ->capture_default_str();
@@ -154,9 +150,6 @@ void AddServe(CLI::App& app, const Environment& environment, CommandRun& run) {
   cmd.add_option("--model-name", engine.model_name, "Name for clients; default: the folder's");
   AddRanks(cmd, flags->ranks);
   cmd.callback([&run, flags] {
-    flags->engine.backend = flags->backend == "cpu"    ? BackendKind::kCpu
-                            : flags->backend == "cuda" ? BackendKind::kCuda
-                                                       : BackendKind::kAuto;
     flags->engine.overlap = flags->overlap == "off" ? StepOverlap::kOff : StepOverlap::kAuto;
     run = [flags] { return RunServe(*flags); };
   });

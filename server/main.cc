@@ -45,6 +45,19 @@ int Main(int argc, char** argv) {
 
 }  // namespace
 
+void AddBackend(CLI::App& cmd, EngineOptions& engine) {
+  const auto set = [&engine](const std::string& name) {
+    engine.backend = name == "cpu"    ? BackendKind::kCpu
+                     : name == "cuda" ? BackendKind::kCuda
+                                      : BackendKind::kAuto;
+  };
+  cmd.add_option_function<std::string>("--backend", set,
+                                       "Where to compute; auto: cuda where there is a device, else "
+                                       "cpu; for ranks what --transport joins")
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
+      ->default_str("auto");
+}
+
 void AddKvCacheDType(CLI::App& cmd, EngineOptions& engine) {
   const auto set = [&engine](const std::string& name) {
     for (KvCacheType type : {KvCacheType::kAuto, KvCacheType::kBf16, KvCacheType::kFp8}) {

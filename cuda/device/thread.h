@@ -65,6 +65,9 @@ __device__ __forceinline__ int32_t AtomicAdd(int32_t* address, int32_t value) {
 __device__ __forceinline__ uint32_t AtomicAdd(uint32_t* address, uint32_t value) {
   return atomicAdd(address, value);
 }
+__device__ __forceinline__ uint64_t AtomicAdd(uint64_t* address, uint64_t value) {
+  return atomicAdd(reinterpret_cast<unsigned long long*>(address), value);
+}
 // The same with acquire and release order on the whole grid: what was written before one call is
 // seen after a later one.
 __device__ __forceinline__ int32_t AtomicAddAcqRel(int32_t* address, int32_t value) {

@@ -104,6 +104,26 @@ TEST(MemoryPlanTest, AnFp8CacheHoldsMoreTokensInWhatIsLeft) {
   ExpectError(CheckFits(*bf16, options), StatusCode::kResourceExhausted, {"kv-cache-dtype fp8"});
 }
 
+TEST(MemoryPlanTest, ARankHoldsItsShareOfTheExpertsAndRowsOfTheOthers) {
+  EngineOptions options;
+  options.model_folder = DataPath("configs/DeepSeek-V2-Lite");
+  const auto alone = PlanMemory(options, "h100");
+  options.rank_transport = RankTransport::kNccl;
+  options.num_ranks = 8;
+  const auto eighth = PlanMemory(options, "h100");
+  options.num_redundant_experts = 8;
+  const auto more = PlanMemory(options, "h100");
+  ASSERT_TRUE(alone.ok()) << alone.status();
+  ASSERT_TRUE(eighth.ok()) << eighth.status();
+  ASSERT_TRUE(more.ok()) << more.status();
+  // 26 layers with 64 experts of three matrices 2048 x 1408 in bf16.
+  const int64_t expert_bytes = int64_t{26} * 3 * 2048 * 1408 * 2;
+  ExpectWithinOnePercent(alone->weight_bytes - eighth->weight_bytes, 56 * expert_bytes);
+  ExpectWithinOnePercent(more->weight_bytes - eighth->weight_bytes, expert_bytes);
+  // Rows that arrive and results for them, of seven others: at least two of bf16.
+  EXPECT_GT(eighth->workspace_bytes, alone->workspace_bytes + 2 * 7 * 512 * 2048 * 2);
+}
+
 TEST(CudaDeviceSpecTest, KnownDevicesHaveTheirFactsAndOthersAreNamed) {
   for (const char* name : {"a100", "h100", "h200", "b200"}) {
     const auto spec = FindCudaDeviceSpec(name);

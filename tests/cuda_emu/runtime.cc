@@ -63,6 +63,11 @@ int DefaultMajor() {
   return text == nullptr ? 9 : std::atoi(text);
 }
 
+int DefaultCount() {
+  const char* const text = std::getenv("JEVONS_EMU_DEVICES");
+  return text == nullptr ? 1 : std::atoi(text);
+}
+
 int MaxSmemBytes(const DeviceOptions& options) {
   // What the hardware has, less 1 KiB of its own: 164 KiB on sm_80, 100 KiB on sm_86, sm_89 and
   // sm_120, 228 KiB on sm_90 and sm_100.

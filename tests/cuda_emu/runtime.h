@@ -15,8 +15,11 @@ namespace jevons::emu {
 // The major number of the compute capability: JEVONS_EMU_MAJOR, else 9.
 int DefaultMajor();
 
+// JEVONS_EMU_DEVICES, else 1.
+int DefaultCount();
+
 struct DeviceOptions {
-  int count = 1;
+  int count = DefaultCount();
   int major = DefaultMajor();
   int minor = 0;
   int num_sms = 4;

@@ -44,7 +44,8 @@ struct Sent {
         capacity(c.masked ? static_cast<int32_t>(c.num_tokens + 3) : 0),
         topk_idx(DType::kI32, {c.num_tokens, c.top_k}),
         slot_table(DType::kI32, {c.num_experts, 4}),
-        counts(DType::kI32, {c.num_ranks, 2}) {
+        counts(DType::kI32, {c.num_ranks, 2}),
+        choice_counts(DType::kI64, {std::max(c.num_experts - 1, 1)}) {
     const int64_t num_send = c.masked ? int64_t{c.num_ranks} * capacity
                                       : c.num_tokens * std::min<int64_t>(c.top_k, c.num_ranks);
     send_token = TestTensor(DType::kI32, {num_send});
@@ -65,6 +66,8 @@ struct Sent {
             none ? -1 : static_cast<int32_t>((first + j * 3) % c.num_experts);
       }
     }
+    // What was counted before stays; of more than one expert the last is not counted.
+    for (int64_t e = 0; e < choice_counts.size(); ++e) choice_counts.at<int64_t>(e) = e << 33;
     args = {.topk_idx = topk_idx.view(),
             .slot_table = slot_table.view(),
             .num_ranks = c.num_ranks,
@@ -73,7 +76,8 @@ struct Sent {
             .plan = {.counts = counts.view(),
                      .send_token = send_token.view(),
                      .send_slots = send_slots.view(),
-                     .return_row = return_row.view()}};
+                     .return_row = return_row.view()},
+            .choice_counts = choice_counts.view()};
   }
   Sent(const Sent&) = delete;
   Sent& operator=(const Sent&) = delete;
@@ -86,7 +90,7 @@ struct Sent {
   int64_t top_k;
   int64_t per_row;
   int32_t capacity;
-  TestTensor topk_idx, slot_table, counts, send_token, send_slots, return_row;
+  TestTensor topk_idx, slot_table, counts, choice_counts, send_token, send_slots, return_row;
   RankDispatchArgs args;
 };
 
@@ -102,10 +106,26 @@ TEST_F(ExchangeTest, RankDispatchAgreesWithTwin) {
       Sent sent(c);
       const absl::Status status = b.RankDispatch(sent.args);
       EXPECT_TRUE(status.ok()) << status;
-      return {{sent.counts, sent.send_token, sent.send_slots, sent.return_row},
-              {Exact(), Exact(), Exact(), Exact()}};
+      return {{sent.counts, sent.send_token, sent.send_slots, sent.return_row, sent.choice_counts},
+              {Exact(), Exact(), Exact(), Exact(), Exact()}};
     });
   }
+}
+
+TEST_F(ExchangeTest, RankDispatchCountsEachChoiceOnce) {
+  Sent sent({65, 4, 12, 2, 7, false});
+  TestTensor want = sent.choice_counts;
+  for (int64_t i = 0; i < sent.topk_idx.size(); ++i) {
+    const int32_t expert = sent.topk_idx.at<int32_t>(i);
+    if (expert >= 0 && expert < 11) ++want.at<int64_t>(expert);
+  }
+  ASSERT_TRUE(one_thread_->RankDispatch(sent.args).ok());
+  EXPECT_EQ(sent.choice_counts.ElementBytes(), want.ElementBytes());
+  EXPECT_TRUE(sent.choice_counts.GuardsIntact());
+  // Absent: all else is as it was.
+  sent.args.choice_counts = {};
+  ASSERT_TRUE(one_thread_->RankDispatch(sent.args).ok());
+  EXPECT_EQ(sent.choice_counts.ElementBytes(), want.ElementBytes());
 }
 
 // What a rank does with its rows, for the twin or the backend: the grouped rows in the order of the

@@ -1,6 +1,7 @@
 // Groups over the emulated NCCL: each rank is a thread with a device and a stream of its own.
 #include <cuda_runtime_api.h>
 
+#include "parallel/device_group.h"
 #include "parallel/nccl_communicator.h"
 #include "parallel/thread_communicator.h"
 #include "tests/cuda_emu/runtime.h"
@@ -9,24 +10,22 @@
 namespace jevons {
 namespace {
 
-class NcclTestGroup : public TestGroup {
+// The ranks' devices and streams.
+class DevicesTestGroup : public TestGroup {
  public:
-  NcclTestGroup(int32_t world_size, const CommunicatorOptions& options, NcclCheck check)
-      : options_(options), check_(check), host_group_(world_size, options), streams_(world_size) {
+  explicit DevicesTestGroup(int32_t world_size) : streams_(world_size) {
     emu::SetDevice({.count = world_size});
   }
-  ~NcclTestGroup() override {
+  ~DevicesTestGroup() override {
     for (const cudaStream_t stream : streams_) cudaStreamDestroy(stream);
   }
 
   absl::StatusOr<std::unique_ptr<Communicator>> Join(int32_t rank) override {
     cudaSetDevice(rank);
     cudaStreamCreateWithFlags(&streams_[rank], cudaStreamNonBlocking);
-    ASSIGN_OR_RETURN(std::unique_ptr<Communicator> member, host_group_.Join(rank));
-    return CreateNcclCommunicator(
-        std::move(member),
-        {.device = rank, .stream = streams_[rank], .timeout = options_.timeout, .check = check_});
+    return Join(rank, streams_[rank]);
   }
+  virtual absl::StatusOr<std::unique_ptr<Communicator>> Join(int32_t rank, void* stream) = 0;
 
   void* Allocate(int32_t rank, int64_t bytes) override {
     void* data = nullptr;
@@ -41,10 +40,41 @@ class NcclTestGroup : public TestGroup {
   }
 
  private:
+  std::vector<cudaStream_t> streams_;
+};
+
+class NcclTestGroup : public DevicesTestGroup {
+ public:
+  NcclTestGroup(int32_t world_size, const CommunicatorOptions& options, NcclCheck check)
+      : DevicesTestGroup(world_size),
+        options_(options),
+        check_(check),
+        host_group_(world_size, options) {}
+
+  absl::StatusOr<std::unique_ptr<Communicator>> Join(int32_t rank, void* stream) override {
+    ASSIGN_OR_RETURN(std::unique_ptr<Communicator> member, host_group_.Join(rank));
+    return CreateNcclCommunicator(
+        std::move(member),
+        {.device = rank, .stream = stream, .timeout = options_.timeout, .check = check_});
+  }
+
+ private:
   const CommunicatorOptions options_;
   const NcclCheck check_;
   ThreadGroup host_group_;
-  std::vector<cudaStream_t> streams_;
+};
+
+class DeviceTestGroup : public DevicesTestGroup {
+ public:
+  DeviceTestGroup(int32_t world_size, const CommunicatorOptions& options)
+      : DevicesTestGroup(world_size), group_(*DeviceGroup::Create(world_size, options)) {}
+
+  absl::StatusOr<std::unique_ptr<Communicator>> Join(int32_t rank, void* stream) override {
+    return group_->Join(rank, rank, stream);
+  }
+
+ private:
+  const std::unique_ptr<DeviceGroup> group_;
 };
 
 GroupKind Kind(const std::string& name, NcclCheck check) {
@@ -62,7 +92,12 @@ GroupKind Kind(const std::string& name, NcclCheck check) {
 }  // namespace
 
 std::vector<GroupKind> GroupKinds() {
-  return {Kind("Nccl", NcclCheck::kOff), Kind("NcclWithChecks", NcclCheck::kCalls)};
+  GroupKind group = Kind("DeviceGroup", NcclCheck::kOff);
+  group.make = [](int32_t world_size, const CommunicatorOptions& options) {
+    return std::make_unique<DeviceTestGroup>(world_size, options);
+  };
+  return {Kind("Nccl", NcclCheck::kOff), Kind("NcclWithChecks", NcclCheck::kCalls),
+          std::move(group)};
 }
 
 }  // namespace jevons

@@ -260,6 +260,7 @@ class StagedBackend : public Backend {
       b.slot_table = s.In(a.slot_table);
       b.plan = {s.Out(a.plan.counts), s.Out(a.plan.send_token), s.Out(a.plan.send_slots),
                 s.Out(a.plan.return_row)};
+      b.choice_counts = s.Out(a.choice_counts);
       return device_->RankDispatch(b);
     });
   }

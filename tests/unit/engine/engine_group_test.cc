@@ -250,8 +250,9 @@ TEST(EngineGroupFailureTest, RanksOnGpusAreRefused) {
   EngineOptions options = Options(2);
   options.backend = BackendKind::kCuda;
   const auto group = LoadModelGroup(options, TinyV3Config(), RandomCheckpoint(TinyV3Config(), 7));
-  EXPECT_EQ(group.status().code(), absl::StatusCode::kUnimplemented);
-  EXPECT_EQ(group.status().message(), "2 ranks compute on the CPU, not with backend cuda");
+  EXPECT_EQ(group.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(group.status().message(),
+            "2 ranks with backend cuda need transport nccl, given threads");
 }
 
 TEST(EngineGroupFailureTest, RanksOutOfRangeAreNamed) {

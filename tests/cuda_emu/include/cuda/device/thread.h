@@ -55,6 +55,10 @@ inline uint32_t AtomicAdd(uint32_t* address, uint32_t value) {
   emu::Yield();
   return __atomic_fetch_add(address, value, __ATOMIC_RELAXED);
 }
+inline uint64_t AtomicAdd(uint64_t* address, uint64_t value) {
+  emu::Yield();
+  return __atomic_fetch_add(address, value, __ATOMIC_RELAXED);
+}
 inline int32_t AtomicAddAcqRel(int32_t* address, int32_t value) {
   emu::Yield();
   return __atomic_fetch_add(address, value, __ATOMIC_ACQ_REL);

@@ -1,0 +1,55 @@
+// jevons generate with ranks on emulated GPUs: the bytes of one rank, and what is refused.
+#include "absl/strings/str_cat.h"
+#include "gmock/gmock.h"
+#include "tests/support/checkpoint_writer.h"
+#include "tests/support/process.h"
+
+namespace jevons {
+namespace {
+
+using testing::HasSubstr;
+
+class GenerateRanksTest : public testing::Test {
+ protected:
+  GenerateRanksTest() { WriteRandomModel(model_.path(), TinyConfigJson("deepseek_v3"), 5); }
+
+  ProcessResult Run(const std::vector<std::string>& flags, int num_devices) {
+    std::vector<std::string> argv = {JEVONS_BINARY, "generate",      "--model",     model_.path(),
+                                     "--json",      "--seed",        "7",           "--logprobs",
+                                     "3",           "--prompt-ids",  "5,9,33,2,17", "--max-tokens",
+                                     "20",          "--temperature", "1",           "--ignore-eos"};
+    argv.insert(argv.end(), flags.begin(), flags.end());
+    return RunProcess(argv, {.environment = {"JEVONS_EMU_MAJOR=8",
+                                             absl::StrCat("JEVONS_EMU_DEVICES=", num_devices)}});
+  }
+
+  TempFolder model_;
+};
+
+TEST_F(GenerateRanksTest, OverNcclGivesTheBytesOfOneRank) {
+  const ProcessResult want = Run({"--backend", "cuda"}, 1);
+  ASSERT_EQ(want.exit_code, 0) << want.err;
+  ASSERT_THAT(want.out, HasSubstr("output_ids"));
+  const ProcessResult got = Run({"--backend", "cuda", "--ranks", "2", "--transport", "nccl"}, 2);
+  EXPECT_EQ(got.exit_code, 0) << got.err;
+  EXPECT_EQ(got.out, want.out);
+}
+
+TEST_F(GenerateRanksTest, WhatCannotBeIsRefused) {
+  const auto error = [&](const std::vector<std::string>& flags) {
+    const ProcessResult result = Run(flags, 1);
+    EXPECT_NE(result.exit_code, 0);
+    return result.err;
+  };
+  EXPECT_THAT(error({"--ranks", "2", "--transport", "nccl"}),
+              HasSubstr("2 ranks over nccl need a GPU each, found 1"));
+  EXPECT_THAT(error({"--backend", "cpu", "--ranks", "2", "--transport", "nccl"}),
+              HasSubstr("transport nccl joins GPUs, given backend cpu"));
+  EXPECT_THAT(error({"--backend", "cuda", "--ranks", "2"}),
+              HasSubstr("need transport nccl, given threads"));
+  EXPECT_THAT(error({"--ranks", "2", "--transport", "nccl", "--rank", "1"}),
+              HasSubstr("--rank and --leader need --transport processes"));
+}
+
+}  // namespace
+}  // namespace jevons
