@@ -13,6 +13,7 @@
 #include "model/config.h"
 #include "model/kv_cache.h"
 #include "model/tokenizer.h"
+#include "model/workspace.h"
 
 namespace jevons {
 
@@ -49,6 +50,7 @@ struct EngineOptions {
   RankTransport rank_transport = RankTransport::kThreads;
   int32_t num_redundant_experts = 0;      // slots beside one for each expert, [0, 65536]
   int32_t balance_interval_steps = 1000;  // between looks at the experts' load; 0: never
+  ExchangeOverlap exchange_overlap = ExchangeOverlap::kShared;
 };
 
 struct EngineStats {

@@ -41,6 +41,7 @@ absl::StatusOr<std::vector<GroupFact>> GroupFacts(const EngineOptions& options) 
       {"--kv-cache-tokens", absl::StrCat(options.kv_cache_tokens)},
       {"--kv-cache-dtype", std::string(KvCacheTypeName(options.kv_cache))},
       {"--redundant-experts", absl::StrCat(options.num_redundant_experts)},
+      {"--overlap-exchange", std::string(ExchangeOverlapName(options.exchange_overlap))},
       {"--balance-interval-steps", absl::StrCat(options.balance_interval_steps)}};
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <string>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -33,6 +34,12 @@ int64_t Sum(const std::vector<int64_t>& values) {
 
 void Fill(std::vector<int64_t>& values, int64_t value) {
   std::fill(values.begin(), values.end(), value);
+}
+
+absl::Status BetweenRanks(const char* what, const absl::Status& status) {
+  if (status.ok()) return status;
+  return absl::UnavailableError(
+      absl::StrCat("exchange of ", what, " between ranks: ", status.message()));
 }
 
 }  // namespace
@@ -74,11 +81,14 @@ absl::StatusOr<std::unique_ptr<ExpertParallel>> ExpertParallel::Create(
   }
   const size_t n = static_cast<size_t>(options.num_ranks);
   for (std::vector<int64_t>* values :
-       {&out->amounts_.rows_out, &out->amounts_.rows_in, &out->amounts_.choices_out,
-        &out->amounts_.choices_in, &out->out_bytes_, &out->out_offsets_, &out->in_bytes_,
-        &out->in_offsets_}) {
+       {&out->out_bytes_, &out->out_offsets_, &out->in_bytes_, &out->in_offsets_}) {
     values->resize(n);
   }
+  for (Part& part : out->parts_) {
+    Amounts& a = part.amounts;
+    for (auto* values : {&a.rows_out, &a.rows_in, &a.choices_out, &a.choices_in}) values->resize(n);
+  }
+  for (int32_t i = 0; i < out->num_parts_; ++i) out->Place(i);
   out->host_counts_.resize(4 * n);
   out->taken_counts_.resize(int64_t{config.num_hidden_layers} * config.n_routed_experts);
   out->new_counts_ = out->taken_counts_;
@@ -89,11 +99,29 @@ absl::StatusOr<std::unique_ptr<ExpertParallel>> ExpertParallel::Create(
 }
 
 absl::Status ExpertParallel::BeginStep(int64_t num_tokens) {
-  masked_ = false;
-  if (options_.masked_capacity == 0) return absl::OkStatus();
+  if (options_.masked_capacity == 0 && !options_.splits_steps()) return absl::OkStatus();
   RETURN_IF_ERROR(group_.communicator->AllReduce(std::span(&num_tokens, 1), ReduceOp::kMax));
-  masked_ = num_tokens <= options_.masked_capacity;
+  masked_ = options_.masked_capacity > 0 && num_tokens <= options_.masked_capacity;
+  num_parts_ = options_.splits_steps() && num_tokens >= options_.min_split_tokens ? 2 : 1;
+  for (int32_t i = 0; i < num_parts_; ++i) Place(i);
   return absl::OkStatus();
+}
+
+void ExpertParallel::Place(int32_t part_idx) {
+  const auto place = [&](const DeviceTensor& tensor) {
+    const int64_t rows = tensor.view.dim(0) / num_parts_;
+    return tensor.view.Slice(part_idx * rows, rows);
+  };
+  Part& part = parts_[part_idx];
+  part.plan = {.counts = work_.counts.view.Slice(0, num_ranks()),
+               .send_token = place(work_.send_token),
+               .send_slots = place(work_.send_slots),
+               .return_row = place(work_.return_row)};
+  part.send_x = place(work_.send_x);
+  part.recv_slots = place(work_.recv_slots);
+  part.recv_x = place(work_.recv_x);
+  part.results = place(work_.results);
+  part.returned = place(work_.returned);
 }
 
 absl::Status ExpertParallel::SetMap(int32_t layer_idx, const ExpertMap& map) {
@@ -116,67 +144,85 @@ absl::StatusOr<std::span<const int64_t>> ExpertParallel::TakeChoiceCounts() {
   return std::span<const int64_t>(new_counts_);
 }
 
-absl::Status ExpertParallel::Run(int32_t layer_idx, const MlpWeights& experts,
-                                 const RoutedTokens& tokens) {
+absl::Status ExpertParallel::Send(int32_t part_idx, int32_t layer_idx, const RoutedTokens& tokens) {
+  Part& part = parts_[part_idx];
   const int64_t num_tokens = tokens.topk_idx.dim(0);
   const int64_t top_k = tokens.topk_idx.dim(1);
-  const int64_t capacity = masked_ ? options_.masked_capacity : 0;
   const int64_t num_send =
-      masked_ ? num_ranks() * capacity : num_tokens * std::min(top_k, num_ranks());
-  const ExchangePlan plan = {.counts = work_.counts.view.Slice(0, num_ranks()),
-                             .send_token = work_.send_token.view.Slice(0, num_send),
-                             .send_slots = work_.send_slots.view.Slice(0, num_send),
-                             .return_row = work_.return_row.view.Slice(0, num_tokens)};
+      masked_ ? num_ranks() * capacity() : num_tokens * std::min(top_k, num_ranks());
+  const ExchangePlan plan = {.counts = part.plan.counts,
+                             .send_token = part.plan.send_token.Slice(0, num_send),
+                             .send_slots = part.plan.send_slots.Slice(0, num_send),
+                             .return_row = part.plan.return_row.Slice(0, num_tokens)};
   const TensorView& counts = choice_counts_.view;
   RETURN_IF_ERROR(
       backend_->RankDispatch({.topk_idx = tokens.topk_idx,
                               .slot_table = slot_tables_[layer_idx].view,
                               .num_ranks = options_.num_ranks,
                               .slots_per_rank = num_slots_,
-                              .capacity = static_cast<int32_t>(capacity),
+                              .capacity = masked_ ? static_cast<int32_t>(capacity()) : 0,
                               .plan = plan,
                               .choice_counts = TensorView(counts.row<int64_t>(layer_idx),
                                                           counts.dtype, {counts.dim(1)})}));
-  ASSIGN_OR_RETURN(const Received received, Send(plan, tokens.x));
-  RETURN_IF_ERROR(RunExperts(experts, received));
-  const TensorView returned = work_.returned.view.Slice(0, Sum(amounts_.choices_out));
+  RETURN_IF_ERROR(FinishExchange());
+  RETURN_IF_ERROR(SetAmounts(part));
+  const Amounts& amounts = part.amounts;
+  const int64_t num_rows = Sum(amounts.rows_out);
   RETURN_IF_ERROR(
-      Exchange("results", work_.results.view, amounts_.choices_in, returned, amounts_.choices_out));
+      Exchange({"choices", plan.send_slots, amounts.rows_out, part.recv_slots, amounts.rows_in}));
+  const TensorView send_x = part.send_x.Slice(0, num_rows);
+  RETURN_IF_ERROR(backend_->GatherRows(
+      {.x = tokens.x, .row_idx = plan.send_token.Slice(0, num_rows), .out = send_x}));
+  const Transfer rows = {"tokens", send_x, amounts.rows_out, part.recv_x, amounts.rows_in};
+  const bool is_beside = num_parts_ > 1 || (options_.exchange_overlap != ExchangeOverlap::kOff &&
+                                            tokens.shared.present());
+  return is_beside ? StartExchange(part_idx, rows) : Exchange(rows);
+}
+
+absl::Status ExpertParallel::Compute(int32_t part_idx, const MlpWeights& experts) {
+  const Part& part = parts_[part_idx];
+  RETURN_IF_ERROR(FinishExchange(part_idx));
+  RETURN_IF_ERROR(RunExperts(experts, part));
+  RETURN_IF_ERROR(FinishExchange());
+  const Transfer results = {"results", part.results, part.amounts.choices_in, part.returned,
+                            part.amounts.choices_out};
+  return num_parts_ > 1 ? StartExchange(part_idx, results) : Exchange(results);
+}
+
+absl::Status ExpertParallel::Combine(int32_t part_idx, const RoutedTokens& tokens) {
+  const Part& part = parts_[part_idx];
+  RETURN_IF_ERROR(FinishExchange(part_idx));
   return backend_->ExpertCombine(
-      {.expert_out = returned,
-       .plan = {.cu_rows = {}, .row_token = {}, .token_row = plan.return_row},
+      {.expert_out = part.returned.Slice(0, Sum(part.amounts.choices_out)),
+       .plan = {.cu_rows = {},
+                .row_token = {},
+                .token_row = part.plan.return_row.Slice(0, tokens.out.dim(0))},
        .topk_weights = tokens.topk_weights,
        .shared = tokens.shared,
        .out = tokens.out});
 }
 
-absl::StatusOr<ExpertParallel::Received> ExpertParallel::Send(const ExchangePlan& plan,
-                                                              const TensorView& x) {
-  if (masked_) {
-    const int64_t per_row = std::min<int64_t>(plan.return_row.dim(1), num_slots_);
-    Fill(amounts_.rows_out, options_.masked_capacity);
-    Fill(amounts_.rows_in, options_.masked_capacity);
-    Fill(amounts_.choices_out, options_.masked_capacity * per_row);
-    Fill(amounts_.choices_in, options_.masked_capacity * per_row);
-  } else {
-    RETURN_IF_ERROR(ExchangeCounts());
-  }
-  const int64_t num_send = Sum(amounts_.rows_out);
-  const TensorView send_x = work_.send_x.view.Slice(0, num_send);
-  RETURN_IF_ERROR(
-      backend_->GatherRows({.x = x, .row_idx = plan.send_token.Slice(0, num_send), .out = send_x}));
-  RETURN_IF_ERROR(
-      Exchange("tokens", send_x, amounts_.rows_out, work_.recv_x.view, amounts_.rows_in));
-  RETURN_IF_ERROR(Exchange("choices", plan.send_slots, amounts_.rows_out, work_.recv_slots.view,
-                           amounts_.rows_in));
-  return Received{Sum(amounts_.rows_in), Sum(amounts_.choices_in)};
+void ExpertParallel::Abandon(const absl::Status& error) {
+  if (under_way_ == nullptr) return;
+  group_.communicator->Abort(std::string(error.message()));
+  FinishExchange().IgnoreError();
 }
 
-absl::Status ExpertParallel::ExchangeCounts() {
+absl::Status ExpertParallel::SetAmounts(Part& part) {
+  if (!masked_) return ExchangeCounts(part.amounts);
+  const int64_t per_row = std::min<int64_t>(part.plan.return_row.dim(1), num_slots_);
+  Fill(part.amounts.rows_out, capacity());
+  Fill(part.amounts.rows_in, capacity());
+  Fill(part.amounts.choices_out, capacity() * per_row);
+  Fill(part.amounts.choices_in, capacity() * per_row);
+  return absl::OkStatus();
+}
+
+absl::Status ExpertParallel::ExchangeCounts(Amounts& amounts) {
   const std::vector<int64_t> one(static_cast<size_t>(num_ranks()), 1);
   const TensorView all = work_.counts.view;
-  RETURN_IF_ERROR(
-      Exchange("counts", all.Slice(0, num_ranks()), one, all.Slice(num_ranks(), num_ranks()), one));
+  RETURN_IF_ERROR(Exchange(
+      {"counts", all.Slice(0, num_ranks()), one, all.Slice(num_ranks(), num_ranks()), one}));
   // Read alone would wait without end for a rank that is gone.
   RETURN_IF_ERROR(group_.communicator->Wait());
   RETURN_IF_ERROR(
@@ -184,31 +230,31 @@ absl::Status ExpertParallel::ExchangeCounts() {
   for (int64_t r = 0; r < num_ranks(); ++r) {
     const int32_t* out = &host_counts_[2 * r];
     const int32_t* in = &host_counts_[2 * (num_ranks() + r)];
-    amounts_.rows_out[r] = out[0];
-    amounts_.choices_out[r] = out[1];
-    amounts_.rows_in[r] = in[0];
-    amounts_.choices_in[r] = in[1];
+    amounts.rows_out[r] = out[0];
+    amounts.choices_out[r] = out[1];
+    amounts.rows_in[r] = in[0];
+    amounts.choices_in[r] = in[1];
     const int64_t most = int64_t{in[0]} * work_.recv_slots.view.dim(1);
-    if (in[0] >= 0 && in[0] <= options_.max_tokens && in[1] >= in[0] && in[1] <= most) continue;
+    if (in[0] >= 0 && in[0] <= max_part_tokens() && in[1] >= in[0] && in[1] <= most) continue;
     return absl::InternalError(absl::StrCat("rank ", r, " announced ", in[0], " tokens with ",
                                             in[1], " choices; a rank sends at most ",
-                                            options_.max_tokens, " tokens"));
+                                            max_part_tokens(), " tokens"));
   }
   return absl::OkStatus();
 }
 
-absl::Status ExpertParallel::RunExperts(const MlpWeights& experts, const Received& received) {
-  const int64_t rows = received.num_rows;
-  const int64_t choices = received.num_choices;
+absl::Status ExpertParallel::RunExperts(const MlpWeights& experts, const Part& part) {
+  const int64_t rows = Sum(part.amounts.rows_in);
+  const int64_t choices = Sum(part.amounts.choices_in);
   const int64_t top_k = work_.recv_slots.view.dim(1);
   const DispatchPlan plan = {.cu_rows = work_.cu_rows.view,
                              .row_token = work_.row_token.view.Slice(0, rows * top_k),
                              .token_row = work_.token_row.view.Slice(0, rows)};
   RETURN_IF_ERROR(
-      backend_->ExpertDispatch({.topk_idx = work_.recv_slots.view.Slice(0, rows), .plan = plan}));
+      backend_->ExpertDispatch({.topk_idx = part.recv_slots.Slice(0, rows), .plan = plan}));
   const TensorView act = work_.expert_act.view.Slice(0, choices);
   const TensorView expert_out = work_.expert_out.view.Slice(0, choices);
-  GatedUpArgs up = {.x = work_.recv_x.view.Slice(0, rows),
+  GatedUpArgs up = {.x = part.recv_x.Slice(0, rows),
                     .cu_rows = plan.cu_rows,
                     .row_idx = plan.row_token.Slice(0, choices),
                     .weight = experts.gate_up.get(),
@@ -229,32 +275,49 @@ absl::Status ExpertParallel::RunExperts(const MlpWeights& experts, const Receive
       backend_->ReturnRows({.token_row = plan.token_row, .masked = masked_, .row_idx = row_idx}));
   return backend_->GatherRows({.x = expert_out,
                                .row_idx = row_idx.Slice(0, choices),
-                               .out = work_.results.view.Slice(0, choices)});
+                               .out = part.results.Slice(0, choices)});
 }
 
-absl::Status ExpertParallel::Exchange(const char* what, const TensorView& from,
-                                      const std::vector<int64_t>& num_out, const TensorView& to,
-                                      const std::vector<int64_t>& num_in) {
-  const int64_t row_bytes = from.dim(1) * DTypeBytes(from.dtype);
+AllToAllArgs ExpertParallel::ArgsOf(const Transfer& transfer) {
+  const int64_t row_bytes = transfer.from.dim(1) * DTypeBytes(transfer.from.dtype);
   int64_t out = 0;
   int64_t in = 0;
   for (int64_t r = 0; r < num_ranks(); ++r) {
     out_offsets_[r] = out;
     in_offsets_[r] = in;
-    out_bytes_[r] = num_out[r] * row_bytes;
-    in_bytes_[r] = num_in[r] * row_bytes;
+    out_bytes_[r] = transfer.num_out[r] * row_bytes;
+    in_bytes_[r] = transfer.num_in[r] * row_bytes;
     out += out_bytes_[r];
     in += in_bytes_[r];
   }
-  const absl::Status status = group_.communicator->AllToAll({.send = from.data,
-                                                             .send_offsets = out_offsets_,
-                                                             .send_bytes = out_bytes_,
-                                                             .recv = to.data,
-                                                             .recv_offsets = in_offsets_,
-                                                             .recv_bytes = in_bytes_});
-  if (status.ok()) return status;
-  return absl::UnavailableError(
-      absl::StrCat("exchange of ", what, " between ranks: ", status.message()));
+  return {.send = transfer.from.data,
+          .send_offsets = out_offsets_,
+          .send_bytes = out_bytes_,
+          .recv = transfer.to.data,
+          .recv_offsets = in_offsets_,
+          .recv_bytes = in_bytes_};
+}
+
+absl::Status ExpertParallel::Exchange(const Transfer& transfer) {
+  return BetweenRanks(transfer.what, group_.communicator->AllToAll(ArgsOf(transfer)));
+}
+
+absl::Status ExpertParallel::StartExchange(int32_t part_idx, const Transfer& transfer) {
+  RETURN_IF_ERROR(
+      BetweenRanks(transfer.what, group_.communicator->StartAllToAll(ArgsOf(transfer))));
+  under_way_ = transfer.what;
+  part_under_way_ = part_idx;
+  return absl::OkStatus();
+}
+
+absl::Status ExpertParallel::FinishExchange(int32_t part_idx) {
+  return part_idx == part_under_way_ ? FinishExchange() : absl::OkStatus();
+}
+
+absl::Status ExpertParallel::FinishExchange() {
+  if (under_way_ == nullptr) return absl::OkStatus();
+  const char* const what = std::exchange(under_way_, nullptr);
+  return BetweenRanks(what, group_.communicator->FinishAllToAll());
 }
 
 }  // namespace jevons

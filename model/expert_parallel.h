@@ -47,7 +47,12 @@ struct RoutedTokens {
 // and each token's results are added in its own order: the bits are those of one rank.
 //
 // Bytes that leave and reach a rank in a layer, contiguous: for each rank 8 of counts; for each row
-// of ExchangePlan hidden activations and top_k i32; for each choice hidden activations back.
+// of ExchangePlan top_k i32 and hidden activations; for each choice hidden activations back. In a step
+// that is cut in two each half has counts, and a row is of one half.
+//
+// A layer has three stages, each run for the parts of the step in turn: Send, Compute, Combine. One
+// exchange is under way at most, of whichever part: what comes between two stages of a part runs beside
+// it. All ranks have the same parts.
 //
 // Used by the thread of its ModelRunner.
 class ExpertParallel {
@@ -62,7 +67,17 @@ class ExpertParallel {
   absl::Status BeginStep(int64_t num_tokens);
   // What this step moves has sizes that are known before it: it can be recorded.
   bool masked() const { return masked_; }
-  absl::Status Run(int32_t layer_idx, const MlpWeights& experts, const RoutedTokens& tokens);
+  // Into how many parts the step is cut, each of at most (max_tokens + 1) / 2 rows where there are two.
+  int32_t num_parts() const { return num_parts_; }
+
+  // Tokens of the part to the ranks of their experts.
+  absl::Status Send(int32_t part_idx, int32_t layer_idx, const RoutedTokens& tokens);
+  // What this rank's experts give for the tokens that came, back to where they are from.
+  absl::Status Compute(int32_t part_idx, const MlpWeights& experts);
+  // tokens.out = what came back, each with its weight, and the shared experts.
+  absl::Status Combine(int32_t part_idx, const RoutedTokens& tokens);
+  // After an error in the layers: nothing is under way any more. Breaks the group where something was.
+  void Abandon(const absl::Status& error);
 
   // Between two steps, on all ranks: the layer's tokens go by this map from now on. It must be like
   // the one before in experts, ranks and slots.
@@ -77,22 +92,36 @@ class ExpertParallel {
                  Backend* backend, Workspace* work)
       : group_(group), options_(options), num_slots_(num_slots), backend_(backend), work_(*work) {}
 
-  // Rows that this rank has got of the others, and how much of what goes to and comes from whom.
-  struct Received {
-    int64_t num_rows = 0;
-    int64_t num_choices = 0;
-  };
   // Elements for and from each rank.
   struct Amounts {
     std::vector<int64_t> rows_out, rows_in, choices_out, choices_in;
   };
-  absl::StatusOr<Received> Send(const ExchangePlan& plan, const TensorView& x);
-  absl::Status ExchangeCounts();
-  absl::Status RunExperts(const MlpWeights& experts, const Received& received);
-  // Sends rows of `from` to the ranks, `num_out` each, and gets `num_in` each to `to`.
-  absl::Status Exchange(const char* what, const TensorView& from,
-                        const std::vector<int64_t>& num_out, const TensorView& to,
-                        const std::vector<int64_t>& num_in);
+  // What of a part lives from one of its stages to the next.
+  struct Part {
+    ExchangePlan plan;
+    Amounts amounts;
+    TensorView send_x, recv_slots, recv_x, results, returned;  // the places of the workspace
+  };
+  void Place(int32_t part_idx);
+  absl::Status SetAmounts(Part& part);
+  absl::Status ExchangeCounts(Amounts& amounts);
+  absl::Status RunExperts(const MlpWeights& experts, const Part& part);
+  // Rows of `from` to the ranks, `num_out` each, and `num_in` of each to `to`.
+  struct Transfer {
+    const char* what;
+    TensorView from;
+    std::span<const int64_t> num_out;
+    TensorView to;
+    std::span<const int64_t> num_in;
+  };
+  AllToAllArgs ArgsOf(const Transfer& transfer);
+  absl::Status Exchange(const Transfer& transfer);
+  absl::Status StartExchange(int32_t part_idx, const Transfer& transfer);
+  // Of the part, or of whichever is under way.
+  absl::Status FinishExchange(int32_t part_idx);
+  absl::Status FinishExchange();
+  int64_t max_part_tokens() const { return (options_.max_tokens + num_parts_ - 1) / num_parts_; }
+  int64_t capacity() const { return (options_.masked_capacity + num_parts_ - 1) / num_parts_; }
   int64_t num_ranks() const { return options_.num_ranks; }
 
   const RankGroup& group_;
@@ -104,7 +133,10 @@ class ExpertParallel {
   DeviceTensor choice_counts_;             // i64 [num_layers, n_routed_experts], since the start
   std::vector<int64_t> taken_counts_, new_counts_;
   bool masked_ = false;  // this step's layout
-  Amounts amounts_;
+  int32_t num_parts_ = 1;
+  Part parts_[2];
+  const char* under_way_ = nullptr;  // what; null: no exchange
+  int32_t part_under_way_ = 0;
   std::vector<int32_t> host_counts_;
   std::vector<int64_t> out_bytes_, out_offsets_, in_bytes_, in_offsets_;
 };

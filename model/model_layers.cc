@@ -26,33 +26,55 @@ RouteTopKArgs RouterRule(const ModelConfig& config) {
 
 }  // namespace
 
-absl::Status ModelRunner::Layers(const Step& step) {
-  const int64_t t = step.num_tokens;
-  const TensorView x = work_.x.view.Slice(0, t);
-  const TensorView norm = work_.norm.view.Slice(0, t);
-  const TensorView delta = work_.delta.view.Slice(0, t);
-  const float eps = static_cast<float>(config_.rms_norm_eps);
-  RETURN_IF_ERROR(backend_->Embed({.ids = step.token_ids,
-                                   .table = weights_.embedding.view,
-                                   .out = x,
-                                   .drawn = samples() ? sampler_->drawn() : TensorView()}));
-  // Each block leaves its output in `delta`; the next norm adds it to the residual on its way.
-  TensorView pending;
-  for (int32_t i = 0; i < config_.num_hidden_layers; ++i) {
-    const LayerWeights& layer = weights_.layers[i];
-    RETURN_IF_ERROR(backend_->RmsNorm(
-        {.x = x, .delta = pending, .weight = layer.input_norm.view, .eps = eps, .out = norm}));
-    RETURN_IF_ERROR(Attention(i, step));
-    pending = delta;
-    RETURN_IF_ERROR(backend_->RmsNorm({.x = x,
-                                       .delta = pending,
-                                       .weight = layer.post_attention_norm.view,
-                                       .eps = eps,
-                                       .out = norm}));
-    RETURN_IF_ERROR(config_.IsMoeLayer(i) ? Moe(i, step) : DenseMlp(layer.dense, t, delta));
+absl::Status ModelRunner::Layers(std::span<const Step> parts) {
+  for (const Step& part : parts) {
+    RETURN_IF_ERROR(backend_->Embed({.ids = part.token_ids,
+                                     .table = weights_.embedding.view,
+                                     .out = Rows(work_.x, part),
+                                     .drawn = samples() ? sampler_->drawn() : TensorView()}));
   }
-  return backend_->RmsNorm(
-      {.x = x, .delta = pending, .weight = weights_.final_norm.view, .eps = eps, .out = norm});
+  const int32_t num_layers = config_.num_hidden_layers;
+  for (int32_t i = 0; i < num_layers; ++i) {
+    for (const Step& part : parts) RETURN_IF_ERROR(BeginLayer(i, part));
+    if (!SharesExperts(i)) continue;
+    const MlpWeights& experts = weights_.layers[i].moe.experts;
+    for (const Step& part : parts) RETURN_IF_ERROR(experts_->Compute(part.part_idx, experts));
+  }
+  for (const Step& part : parts) {
+    RETURN_IF_ERROR(EndLayer(num_layers - 1, part));
+    RETURN_IF_ERROR(NormRows(part, Rows(work_.delta, part), weights_.final_norm));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ModelRunner::BeginLayer(int32_t layer_idx, const Step& step) {
+  const LayerWeights& layer = weights_.layers[layer_idx];
+  const TensorView delta = Rows(work_.delta, step);
+  // Each block leaves its output in `delta`; the next norm adds it to the residual on its way. What
+  // other ranks give for the layer before is waited for here, after the other part's experts.
+  TensorView pending;
+  if (layer_idx > 0) {
+    RETURN_IF_ERROR(EndLayer(layer_idx - 1, step));
+    pending = delta;
+  }
+  RETURN_IF_ERROR(NormRows(step, pending, layer.input_norm));
+  RETURN_IF_ERROR(Attention(layer_idx, step));
+  RETURN_IF_ERROR(NormRows(step, delta, layer.post_attention_norm));
+  return config_.IsMoeLayer(layer_idx) ? Moe(layer_idx, step) : DenseMlp(layer.dense, step, delta);
+}
+
+absl::Status ModelRunner::EndLayer(int32_t layer_idx, const Step& step) {
+  if (!SharesExperts(layer_idx)) return absl::OkStatus();
+  return experts_->Combine(step.part_idx, Routed(weights_.layers[layer_idx].moe, step));
+}
+
+absl::Status ModelRunner::NormRows(const Step& step, const TensorView& pending,
+                                   const DeviceTensor& weight) {
+  return backend_->RmsNorm({.x = Rows(work_.x, step),
+                            .delta = pending,
+                            .weight = weight.view,
+                            .eps = static_cast<float>(config_.rms_norm_eps),
+                            .out = Rows(work_.norm, step)});
 }
 
 absl::Status ModelRunner::Attention(int32_t layer_idx, const Step& step) {
@@ -61,7 +83,7 @@ absl::Status ModelRunner::Attention(int32_t layer_idx, const Step& step) {
   const int64_t nope = config_.qk_nope_head_dim;
   const int64_t rope = config_.qk_rope_head_dim;
   const int64_t r = config_.kv_lora_rank;
-  const TensorView norm = work_.norm.view.Slice(0, t);
+  const TensorView norm = Rows(work_.norm, step);
   const TensorView qkv = work_.qkv.view.Slice(0, t);
   const int64_t q_cols = qkv.dim(1) - r - rope;
   RETURN_IF_ERROR(backend_->Linear(
@@ -100,16 +122,14 @@ absl::Status ModelRunner::Attention(int32_t layer_idx, const Step& step) {
   const TensorView values = work_.values.view.Slice(0, t);
   RETURN_IF_ERROR(backend_->HeadLinear(
       {.x = attended, .weight = w.uv.get(), .out = values.SplitLast(config_.v_head_dim)}));
-  return backend_->Linear({.x = values,
-                           .weight = w.o.get(),
-                           .bias = w.o_bias.view,
-                           .out = work_.delta.view.Slice(0, t)});
+  return backend_->Linear(
+      {.x = values, .weight = w.o.get(), .bias = w.o_bias.view, .out = Rows(work_.delta, step)});
 }
 
-absl::Status ModelRunner::DenseMlp(const MlpWeights& mlp, int64_t num_tokens,
-                                   const TensorView& out) {
+absl::Status ModelRunner::DenseMlp(const MlpWeights& mlp, const Step& step, const TensorView& out) {
+  const int64_t num_tokens = step.num_tokens;
   const TensorView act = work_.act.view.Slice(0, num_tokens).Columns(0, mlp.down->k());
-  GatedUpArgs up = {.x = work_.norm.view.Slice(0, num_tokens),
+  GatedUpArgs up = {.x = Rows(work_.norm, step),
                     .cu_rows = {},
                     .row_idx = {},
                     .weight = mlp.gate_up.get(),
@@ -124,31 +144,32 @@ absl::Status ModelRunner::DenseMlp(const MlpWeights& mlp, int64_t num_tokens,
 
 absl::Status ModelRunner::Moe(int32_t layer_idx, const Step& step) {
   const MoeWeights& moe = weights_.layers[layer_idx].moe;
-  const int64_t num_tokens = step.num_tokens;
-  const TensorView norm = work_.norm.view.Slice(0, num_tokens);
+  const RoutedTokens tokens = Routed(moe, step);
   RouteTopKArgs route = RouterRule(config_);
-  route.logits = work_.router_logits.view.Slice(0, num_tokens);
+  route.logits = work_.router_logits.view.Slice(0, step.num_tokens);
   route.bias = moe.router_bias.view;
   route.num_fixed = NumGroupedSharedExperts(config_, backend_->traits());
   // Rows of padding must not call experts.
   route.num_rows = step.cu_seqlens_q.Slice(step.cu_seqlens_q.dim(0) - 1, 1);
-  route.topk_idx = work_.topk_idx.view.Slice(0, num_tokens);
-  route.topk_weights = work_.topk_weights.view.Slice(0, num_tokens);
-  RETURN_IF_ERROR(
-      backend_->Linear({.x = norm, .weight = moe.router.get(), .bias = {}, .out = route.logits}));
-  TensorView shared;
-  if (moe.shared.gate_up != nullptr) {
-    shared = work_.shared.view.Slice(0, num_tokens);
-    RETURN_IF_ERROR(DenseMlp(moe.shared, num_tokens, shared));
+  route.topk_idx = tokens.topk_idx;
+  route.topk_weights = tokens.topk_weights;
+  RETURN_IF_ERROR(backend_->Linear(
+      {.x = tokens.x, .weight = moe.router.get(), .bias = {}, .out = route.logits}));
+  if (experts_ != nullptr) {
+    RETURN_IF_ERROR(backend_->RouteTopK(route));
+    RETURN_IF_ERROR(experts_->Send(step.part_idx, layer_idx, tokens));
   }
-  if (experts_ == nullptr) return LocalExperts(moe, route, shared);
-  RETURN_IF_ERROR(backend_->RouteTopK(route));
-  return experts_->Run(layer_idx, moe.experts,
-                       {.x = norm,
-                        .topk_idx = route.topk_idx,
-                        .topk_weights = route.topk_weights,
-                        .shared = shared,
-                        .out = work_.delta.view.Slice(0, num_tokens)});
+  // While tokens are on their way.
+  if (tokens.shared.present()) RETURN_IF_ERROR(DenseMlp(moe.shared, step, tokens.shared));
+  return experts_ != nullptr ? absl::OkStatus() : LocalExperts(moe, route, tokens.shared);
+}
+
+RoutedTokens ModelRunner::Routed(const MoeWeights& moe, const Step& step) {
+  return {.x = Rows(work_.norm, step),
+          .topk_idx = Rows(work_.topk_idx, step),
+          .topk_weights = Rows(work_.topk_weights, step),
+          .shared = moe.shared.gate_up != nullptr ? Rows(work_.shared, step) : TensorView(),
+          .out = Rows(work_.delta, step)};
 }
 
 absl::Status ModelRunner::LocalExperts(const MoeWeights& moe, const RouteTopKArgs& route,

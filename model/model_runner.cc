@@ -7,10 +7,11 @@
 namespace jevons {
 namespace {
 
-// Keys of RunStep: a step's is its number of rows, that of a Logits or Sample call its number of rows
-// and this.
+// Keys of RunStep: a step's is its number of rows, that of a Logits or Sample call, or of a step in
+// two parts, its number of rows and this.
 constexpr int64_t kLogitsKey = int64_t{1} << 32;
 constexpr int64_t kSampleKey = int64_t{2} << 32;
+constexpr int64_t kPartsKey = int64_t{3} << 32;
 
 // The largest size below `size`; 0 at the end.
 int64_t PaddedBelow(int64_t size) {
@@ -106,17 +107,32 @@ int64_t ModelRunner::Padded(int64_t num_rows, int64_t max_rows) const {
   return std::min(PaddedStepRows(num_rows), max_rows);
 }
 
-absl::StatusOr<ModelRunner::Step> ModelRunner::WriteStep(const StepInput& input,
-                                                         int64_t num_tokens) {
+absl::StatusOr<std::span<const ModelRunner::Step>> ModelRunner::WriteParts(const StepInput& input,
+                                                                           int64_t num_tokens) {
+  const int32_t num_parts = experts_ != nullptr ? experts_->num_parts() : 1;
+  const int64_t part_tokens = (num_tokens + num_parts - 1) / num_parts;
+  int64_t offset = 0;
+  for (int32_t i = 0; i < num_parts; ++i) {
+    const int64_t begin = i * part_tokens;
+    const int64_t end = std::min(begin + part_tokens, num_tokens);
+    Step& part = parts_[i];
+    part.part_idx = i;
+    part.first_row = begin;
+    part.num_tokens = end - begin;
+    ASSIGN_OR_RETURN(
+        offset, WriteStep(num_parts > 1 ? cuts_[i].Cut(input, begin, end) : input, offset, part));
+  }
+  return std::span<const Step>(parts_, num_parts);
+}
+
+absl::StatusOr<int64_t> ModelRunner::WriteStep(const StepInput& input, int64_t offset, Step& step) {
+  const int64_t begin = offset;
   const int64_t used = static_cast<int64_t>(input.token_ids.size());
   const int64_t num_seqs = static_cast<int64_t>(input.context_lens.size());
   const bool pads = backend_->traits().records_steps;
-  Step step;
-  step.num_tokens = num_tokens;
   const int64_t seqs = pads ? options_.max_num_seqs : num_seqs;
   const int64_t width = options_.max_sequence_blocks();
   // The places depend on the padded sizes alone.
-  int64_t offset = 0;
   const auto place = [&](DType dtype, std::initializer_list<int64_t> shape, auto* from,
                          int64_t count, auto padding) {
     using T = std::decay_t<decltype(*from)>;
@@ -139,10 +155,11 @@ absl::StatusOr<ModelRunner::Step> ModelRunner::WriteStep(const StepInput& input,
     std::copy_n(input.block_tables.data() + s * input.max_blocks, input.max_blocks,
                 reinterpret_cast<int32_t*>(host_arrays_.data() + offset) + s * width);
   }
-  offset += num_seqs * width * static_cast<int64_t>(sizeof(int32_t));
-  RETURN_IF_ERROR(backend_->Write(work_.step_arrays.view.Slice(0, offset),
-                                  TensorView(host_arrays_.data(), DType::kU8, {offset})));
-  return step;
+  const int64_t bytes = offset + num_seqs * width * static_cast<int64_t>(sizeof(int32_t)) - begin;
+  RETURN_IF_ERROR(backend_->Write(work_.step_arrays.view.Slice(begin, bytes),
+                                  TensorView(host_arrays_.data() + begin, DType::kU8, {bytes})));
+  // The next part's begin with 8 bytes each.
+  return (offset + seqs * width * static_cast<int64_t>(sizeof(int32_t)) + 7) / 8 * 8;
 }
 
 absl::Status ModelRunner::Run(const StepInput& input) {
@@ -151,18 +168,23 @@ absl::Status ModelRunner::Run(const StepInput& input) {
   if (last_num_tokens_ == 0 && experts_ == nullptr) return absl::OkStatus();
   const int64_t num_rows = Padded(last_num_tokens_, options_.max_tokens);
   if (experts_ != nullptr) RETURN_IF_ERROR(experts_->BeginStep(num_rows));
-  ASSIGN_OR_RETURN(const Step step, WriteStep(input, num_rows));
-  return RunLayers(step);
+  ASSIGN_OR_RETURN(const std::span<const Step> parts, WriteParts(input, num_rows));
+  return RunLayers(parts);
 }
 
-absl::Status ModelRunner::RunLayers(const Step& step) {
+absl::Status ModelRunner::RunLayers(std::span<const Step> parts) {
+  const int64_t num_rows = parts.back().first_row + parts.back().num_tokens;
+  const int64_t key = parts.size() > 1 ? kPartsKey + num_rows : num_rows;
   // What ranks exchange may have sizes that depend on the choices.
-  if (experts_ != nullptr && !experts_->masked()) return Layers(step);
+  const bool is_recorded = experts_ == nullptr || experts_->masked();
   // A replay makes no call that would see a broken group.
-  if (experts_ != nullptr) {
+  if (is_recorded && experts_ != nullptr) {
     RETURN_IF_ERROR(group_.communicator->WaitUntil([] { return true; }));
   }
-  return backend_->RunStep(step.num_tokens, [&] { return Layers(step); });
+  const absl::Status status =
+      is_recorded ? backend_->RunStep(key, [&] { return Layers(parts); }) : Layers(parts);
+  if (!status.ok() && experts_ != nullptr) experts_->Abandon(status);
+  return status;
 }
 
 absl::Status ModelRunner::ReplaceExperts(int32_t layer_idx, const ExpertMap& map,
@@ -194,7 +216,6 @@ std::vector<int32_t> ModelRunner::OwnSlots(const ExpertMap& map) const {
 
 absl::Status ModelRunner::WarmUp() {
   if (!backend_->traits().records_steps) return absl::OkStatus();
-  const std::vector<int32_t> no_queries = {0};
   // The largest write of a step, so that a backend's memory for writes grows in none.
   RETURN_IF_ERROR(backend_->Write(
       work_.step_arrays.view,
@@ -202,9 +223,10 @@ absl::Status ModelRunner::WarmUp() {
   // Once for the memory, once for the recording.
   for (int pass = 0; pass < 2; ++pass) {
     for (int64_t t = options_.max_tokens; t > 0; t = PaddedBelow(t)) {
-      if (experts_ != nullptr) RETURN_IF_ERROR(experts_->BeginStep(t));
-      ASSIGN_OR_RETURN(const Step step, WriteStep({.cu_seqlens_q = no_queries}, t));
-      RETURN_IF_ERROR(RunLayers(step));
+      RETURN_IF_ERROR(WarmUpStep(t, t));
+      // Cut in two because another rank has more.
+      const int64_t most = options_.min_split_tokens;
+      if (options_.splits_steps() && t < most) RETURN_IF_ERROR(WarmUpStep(t, most));
     }
     for (int64_t n = options_.max_logits_rows; n > 0 && samples(); n = PaddedBelow(n)) {
       std::fill_n(host_rows_.begin(), n, 0);
@@ -215,6 +237,14 @@ absl::Status ModelRunner::WarmUp() {
     }
   }
   return absl::OkStatus();
+}
+
+absl::Status ModelRunner::WarmUpStep(int64_t num_tokens, int64_t most_tokens) {
+  const std::vector<int32_t> no_queries = {0};
+  if (experts_ != nullptr) RETURN_IF_ERROR(experts_->BeginStep(most_tokens));
+  ASSIGN_OR_RETURN(const std::span<const Step> parts,
+                   WriteParts({.cu_seqlens_q = no_queries}, num_tokens));
+  return RunLayers(parts);
 }
 
 absl::StatusOr<int64_t> ModelRunner::WriteRows(std::span<const int32_t> rows) {

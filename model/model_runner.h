@@ -10,21 +10,11 @@
 #include "model/expert_parallel.h"
 #include "model/kv_cache.h"
 #include "model/model_weights.h"
+#include "model/step_input.h"
 #include "model/workspace.h"
 #include "ops/backend.h"
 
 namespace jevons {
-
-// One step's flat arrays; see Batch of the scheduler, which has the same shapes.
-struct StepInput {
-  std::span<const int32_t> token_ids = {};     // [num_tokens], or DrawnId(row of the last samples)
-  std::span<const int32_t> positions = {};     // [num_tokens]
-  std::span<const int64_t> slot_mapping = {};  // [num_tokens]
-  std::span<const int32_t> cu_seqlens_q = {};  // [num_seqs + 1]
-  std::span<const int32_t> context_lens = {};  // [num_seqs]
-  std::span<const int32_t> block_tables = {};  // [num_seqs, max_blocks]
-  int32_t max_blocks = 0;
-};
 
 // Rows that a recorded step of so many has, if they fit: one of few sizes.
 int64_t PaddedStepRows(int64_t num_rows);
@@ -83,8 +73,10 @@ class ModelRunner {
   const ModelWeights& weights() const { return weights_; }
 
  private:
-  // The step's index arrays and the rows in use, as views.
+  // A part of a step, or all of it: its index arrays, and its rows of the workspace.
   struct Step {
+    int32_t part_idx = 0;
+    int64_t first_row = 0;
     int64_t num_tokens = 0;
     TensorView token_ids, positions, slot_mapping, cu_seqlens_q, context_lens, block_tables;
   };
@@ -102,21 +94,39 @@ class ModelRunner {
   absl::Status CheckStep(const StepInput& input) const;
   // The number of rows that a step of so many is padded to.
   int64_t Padded(int64_t num_rows, int64_t max_rows) const;
-  // The arrays of the step, padded to `num_tokens`.
-  absl::StatusOr<Step> WriteStep(const StepInput& input, int64_t num_tokens);
+  // The parts of a step that is padded to `num_tokens`, written. Valid until the next call.
+  absl::StatusOr<std::span<const Step>> WriteParts(const StepInput& input, int64_t num_tokens);
+  // Fills the arrays of a part, padded to part.num_tokens, from `offset` of the workspace's on.
+  // Returns where the next part's may begin.
+  absl::StatusOr<int64_t> WriteStep(const StepInput& input, int64_t offset, Step& part);
   // Records or replays the layers, or runs them where there is nothing to record.
-  absl::Status RunLayers(const Step& step);
-  absl::Status Layers(const Step& step);
+  absl::Status RunLayers(std::span<const Step> parts);
+  absl::Status Layers(std::span<const Step> parts);
+  // Up to the feed-forward of a layer, or until its tokens are on the way to other ranks.
+  absl::Status BeginLayer(int32_t layer_idx, const Step& step);
+  // What the layer's experts on all ranks have given, where there are ranks.
+  absl::Status EndLayer(int32_t layer_idx, const Step& step);
+  // `norm` of the workspace = norm of the residual, to which `pending` is added.
+  absl::Status NormRows(const Step& step, const TensorView& pending, const DeviceTensor& weight);
+  // A step without queries, as if some rank had `most_tokens`.
+  absl::Status WarmUpStep(int64_t num_tokens, int64_t most_tokens);
   absl::StatusOr<int64_t> WriteRows(std::span<const int32_t> rows);
   absl::Status ComputeLogits(int64_t num_rows);
   absl::Status ComputeSamples(int64_t num_rows);
   // `delta` of the workspace = attention of the normed rows.
   absl::Status Attention(int32_t layer_idx, const Step& step);
-  absl::Status DenseMlp(const MlpWeights& mlp, int64_t num_tokens, const TensorView& out);
+  absl::Status DenseMlp(const MlpWeights& mlp, const Step& step, const TensorView& out);
   absl::Status Moe(int32_t layer_idx, const Step& step);
   // delta = experts of the choices, all of them on this rank.
   absl::Status LocalExperts(const MoeWeights& moe, const RouteTopKArgs& route,
                             const TensorView& shared);
+  RoutedTokens Routed(const MoeWeights& moe, const Step& step);
+  bool SharesExperts(int32_t layer_idx) const {
+    return experts_ != nullptr && config_.IsMoeLayer(layer_idx);
+  }
+  static TensorView Rows(const DeviceTensor& tensor, const Step& step) {
+    return tensor.view.Slice(step.first_row, step.num_tokens);
+  }
 
   const ModelConfig config_;
   ModelWeights weights_;
@@ -131,6 +141,8 @@ class ModelRunner {
   Workspace work_;
   std::unique_ptr<ExpertParallel> experts_;  // null where this rank has all experts
   std::vector<uint8_t> host_arrays_;         // as work_.step_arrays
+  StepPart cuts_[2];
+  Step parts_[2];
   std::vector<int32_t> host_rows_;
   std::vector<float> host_logits_;
   int64_t last_num_tokens_ = 0;

@@ -8,28 +8,43 @@ namespace jevons {
 
 namespace {
 
-// What ExpertParallel needs for k choices a token among `groups` slots a rank.
+// What ExpertParallel needs for k choices a token among `groups` slots a rank. Parts of a step have
+// places of their own.
 void PlanExchange(const ModelRunnerOptions& options, int64_t k, int64_t groups, DType act,
                   int64_t hidden, Workspace& w, std::vector<PlannedTensor>& out) {
   constexpr DType kI32 = DType::kI32;
   const int64_t ranks = options.num_ranks;
-  const int64_t t = options.max_tokens;
+  const int64_t parts = options.splits_steps() ? 2 : 1;
+  const int64_t t = (options.max_tokens + parts - 1) / parts;
+  const int64_t capacity = (options.masked_capacity + parts - 1) / parts;
   const int64_t per_row = std::min(k, groups);
-  const int64_t masked = ranks * options.masked_capacity;
+  const int64_t masked = ranks * capacity;
   const int64_t sent = std::max(t * std::min(k, ranks), masked);
   out.push_back({&w.counts, kI32, 2 * ranks, 2});
-  out.push_back({&w.send_token, kI32, sent, 0});
-  out.push_back({&w.send_slots, kI32, sent, k});
-  out.push_back({&w.send_x, act, sent, hidden});
-  out.push_back({&w.return_row, kI32, t, k});
-  out.push_back({&w.recv_slots, kI32, ranks * t, k});
-  out.push_back({&w.recv_x, act, ranks * t, hidden});
-  out.push_back({&w.result_row, kI32, ranks * t * k, 0});
-  out.push_back({&w.results, act, ranks * t * per_row, hidden});
-  out.push_back({&w.returned, act, std::max(t * k, masked * per_row), hidden});
+  out.push_back({&w.send_token, kI32, parts * sent, 0});
+  out.push_back({&w.send_slots, kI32, parts * sent, k});
+  out.push_back({&w.send_x, act, parts * sent, hidden});
+  out.push_back({&w.return_row, kI32, parts * t, k});
+  out.push_back({&w.recv_slots, kI32, parts * ranks * t, k});
+  out.push_back({&w.recv_x, act, parts * ranks * t, hidden});
+  out.push_back({&w.result_row, kI32, parts * ranks * t * k, 0});
+  out.push_back({&w.results, act, parts * ranks * t * per_row, hidden});
+  out.push_back({&w.returned, act, parts * std::max(t * k, masked * per_row), hidden});
 }
 
 }  // namespace
+
+std::string_view ExchangeOverlapName(ExchangeOverlap overlap) {
+  switch (overlap) {
+    case ExchangeOverlap::kOff:
+      return "off";
+    case ExchangeOverlap::kShared:
+      return "shared";
+    case ExchangeOverlap::kBatches:
+      return "batches";
+  }
+  return "unknown";
+}
 
 std::vector<PlannedTensor> PlanWorkspace(const ModelConfig& config,
                                          const ModelRunnerOptions& options,
@@ -83,8 +98,9 @@ std::vector<PlannedTensor> PlanWorkspace(const ModelConfig& config,
   out.push_back({&w.hidden, act, rows, c.hidden_size});
   out.push_back({&w.logits, kF32, rows, c.vocab_size});
   const int64_t seqs = options.max_num_seqs;
-  const int64_t num_i32 = 2 * t + 2 * seqs + 1 + seqs * options.max_sequence_blocks();
-  out.push_back({&w.step_arrays, DType::kU8, 8 * t + 4 * num_i32, 0});
+  const int64_t of_seqs = 2 * seqs + 1 + seqs * options.max_sequence_blocks();
+  const int64_t parts = options.splits_steps() ? 2 : 1;
+  out.push_back({&w.step_arrays, DType::kU8, 16 * t + parts * 4 * of_seqs + 4 * (parts - 1), 0});
   return out;
 }
 

@@ -1,6 +1,7 @@
 // The memory of a step: planned once, so that what is announced is what is taken.
 #pragma once
 
+#include <string_view>
 #include <vector>
 
 #include "model/config.h"
@@ -8,6 +9,15 @@
 #include "ops/backend.h"
 
 namespace jevons {
+
+// How a group's exchanges and its computing share the time. The bits are the same.
+enum class ExchangeOverlap {
+  kOff,      // an exchange is waited for where it starts
+  kShared,   // shared experts are computed while tokens are on their way
+  kBatches,  // and large steps are cut in two: one half computes while what the other sends travels
+};
+// "off", "shared", "batches"
+std::string_view ExchangeOverlapName(ExchangeOverlap overlap);
 
 struct ModelRunnerOptions {
   int32_t max_tokens = 512;      // query tokens of one step
@@ -24,7 +34,10 @@ struct ModelRunnerOptions {
   // Largest step, in tokens of each rank, whose exchange has sizes that do not depend on the
   // choices; 0: none.
   int32_t masked_capacity = 0;
+  ExchangeOverlap exchange_overlap = ExchangeOverlap::kOff;
+  int32_t min_split_tokens = 64;  // of some rank, for a step to be cut in two
 
+  bool splits_steps() const { return exchange_overlap == ExchangeOverlap::kBatches; }
   int64_t max_sequence_blocks() const { return (max_positions + block_tokens - 1) / block_tokens; }
 };
 

@@ -111,6 +111,17 @@ absl::Status ValidateRank(const RankInfo& info) {
                                                  info.rank, " of world size ", info.world_size));
 }
 
+absl::Status ValidateAlone(CallKind kind, bool is_under_way) {
+  if (!is_under_way) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat(CallName(kind), " between StartAllToAll and FinishAllToAll"));
+}
+
+absl::Status ValidateFinish(bool is_under_way) {
+  if (is_under_way) return absl::OkStatus();
+  return absl::InvalidArgumentError("FinishAllToAll without StartAllToAll");
+}
+
 absl::Status ValidateAllToAll(const AllToAllArgs& args, int32_t world_size) {
   RETURN_IF_ERROR(
       ValidateRanges("send", args.send, args.send_offsets, args.send_bytes, world_size));

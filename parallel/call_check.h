@@ -37,6 +37,9 @@ absl::Status CompareCalls(const std::string& where, int32_t rank_a, const CallHe
                           int32_t rank_b, const CallHeader& b);
 
 absl::Status ValidateRank(const RankInfo& info);
+// Of a call that is none of the halves: none may be made while an exchange is under way.
+absl::Status ValidateAlone(CallKind kind, bool is_under_way);
+absl::Status ValidateFinish(bool is_under_way);
 absl::Status ValidateAllToAll(const AllToAllArgs& args, int32_t world_size);
 absl::Status ValidateBytes(CallKind kind, const void* data, int64_t bytes);
 absl::Status ValidateRoot(int32_t root, int32_t world_size);

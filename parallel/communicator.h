@@ -58,6 +58,13 @@ class Communicator {
   // Rank s's bytes for this rank land at recv_offsets[s]. send_bytes[d] here must be
   // recv_bytes[rank] at d; 0 bytes are allowed.
   virtual absl::Status AllToAll(const AllToAllArgs& args) = 0;
+  // The halves of AllToAll, for what is computed while the bytes travel; another rank may make the
+  // whole call. Start waits for no other rank. From then to the end of Finish one exchange is under
+  // way: what its arguments point to stays as it is, `recv` is not read, and no other call is made but
+  // Abort, else INVALID_ARGUMENT. Either half may return the errors of the exchange; after one of
+  // Start there is nothing to finish. By default all is done when Start returns.
+  virtual absl::Status StartAllToAll(const AllToAllArgs& args) { return AllToAll(args); }
+  virtual absl::Status FinishAllToAll() { return absl::OkStatus(); }
   // recv [world_size, bytes]: what each rank sent, by rank.
   virtual absl::Status AllGather(const void* send, int64_t bytes, void* recv) = 0;
   // `data` of the root to all.

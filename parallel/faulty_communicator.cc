@@ -26,12 +26,22 @@ class FaultyCommunicator : public Communicator {
   RankInfo info() const override { return inner_->info(); }
 
   absl::Status AllToAll(const AllToAllArgs& args) override {
-    std::vector<Arrived> arrived;
-    for (size_t s = 0; s < args.recv_bytes.size() && s < args.recv_offsets.size(); ++s) {
-      arrived.push_back(
-          {static_cast<uint8_t*>(args.recv) + args.recv_offsets[s], args.recv_bytes[s]});
-    }
-    return Run([&] { return inner_->AllToAll(args); }, arrived);
+    return Run([&] { return inner_->AllToAll(args); }, Ranges(args));
+  }
+
+  absl::Status StartAllToAll(const AllToAllArgs& args) override {
+    arrives_.clear();
+    RETURN_IF_ERROR(BeforeCall());
+    RETURN_IF_ERROR(inner_->StartAllToAll(args));
+    arrives_ = Ranges(args);
+    return absl::OkStatus();
+  }
+
+  absl::Status FinishAllToAll() override {
+    if (dropped_) return UntilAborted();
+    const absl::Status status = inner_->FinishAllToAll();
+    if (status.ok() && corrupts_) Corrupt(arrives_);
+    return status;
   }
 
   absl::Status AllGather(const void* send, int64_t bytes, void* recv) override {
@@ -62,21 +72,34 @@ class FaultyCommunicator : public Communicator {
   }
 
  private:
+  static std::vector<Arrived> Ranges(const AllToAllArgs& args) {
+    std::vector<Arrived> out;
+    for (size_t s = 0; s < args.recv_bytes.size() && s < args.recv_offsets.size(); ++s) {
+      out.push_back({static_cast<uint8_t*>(args.recv) + args.recv_offsets[s], args.recv_bytes[s]});
+    }
+    return out;
+  }
+
   absl::Status Run(absl::FunctionRef<absl::Status()> call, const std::vector<Arrived>& arrived) {
+    RETURN_IF_ERROR(BeforeCall());
+    const absl::Status status = call();
+    if (status.ok() && corrupts_) Corrupt(arrived);
+    return status;
+  }
+
+  // The faults of the next call.
+  absl::Status BeforeCall() {
     ++call_number_;
-    bool corrupts = false;
+    corrupts_ = false;
     for (size_t i = 0; i < plan_.faults.size(); ++i) {
       const Fault& fault = plan_.faults[i];
       if (!Happens(fault, i)) continue;
       if (fault.kind == FaultKind::kDelay) absl::SleepFor(fault.delay);
       if (fault.kind == FaultKind::kKill && plan_.kill) plan_.kill();
       dropped_ |= fault.kind == FaultKind::kDrop;
-      corrupts |= fault.kind == FaultKind::kCorrupt;
+      corrupts_ |= fault.kind == FaultKind::kCorrupt;
     }
-    if (dropped_) return UntilAborted();
-    const absl::Status status = call();
-    if (status.ok() && corrupts) Corrupt(arrived);
-    return status;
+    return dropped_ ? UntilAborted() : absl::OkStatus();
   }
 
   bool Happens(const Fault& fault, size_t fault_idx) const {
@@ -109,6 +132,8 @@ class FaultyCommunicator : public Communicator {
   const FaultPlan plan_;
   int64_t call_number_ = 0;
   bool dropped_ = false;
+  bool corrupts_ = false;         // what the last call brings
+  std::vector<Arrived> arrives_;  // with the exchange under way
   Mutex mutex_;
   CondVar changed_;
   absl::Status aborted_ ABSL_GUARDED_BY(mutex_);

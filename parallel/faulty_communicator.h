@@ -31,7 +31,8 @@ struct FaultPlan {
   std::function<void()> kill = {};
 };
 
-// Data in host memory alone.
+// Data in host memory alone. The halves of an exchange are one call, whose faults come with Start, a bit
+// that changes with Finish.
 std::unique_ptr<Communicator> CreateFaultyCommunicator(std::unique_ptr<Communicator> inner,
                                                        FaultPlan plan);
 

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "parallel/background_call.h"
 #include "parallel/call_check.h"
 #include "parallel/gloo_mesh.h"
 
@@ -31,7 +32,12 @@ class GlooCommunicator : public Communicator {
         zeros_(info.world_size, 0),
         send_bytes_(info.world_size),
         recv_bytes_(info.world_size),
-        offsets_(info.world_size) {}
+        offsets_(info.world_size),
+        rest_([this] { return Complete({.kind = CallKind::kAllToAll}, started_, timeout_); }) {}
+
+  ~GlooCommunicator() override {
+    if (under_way_) Abort(absl::StrCat("rank ", info_.rank, " is gone"));
+  }
 
   // So that whoever gets a communicator knows that all have one.
   absl::Status Start(absl::Duration timeout) {
@@ -46,6 +52,25 @@ class GlooCommunicator : public Communicator {
   absl::Status AllToAll(const AllToAllArgs& args) override {
     return Run({.kind = CallKind::kAllToAll}, ValidateAllToAll(args, info_.world_size), args,
                timeout_);
+  }
+
+  // What has to be waited for is waited for beside the calling thread.
+  absl::Status StartAllToAll(const AllToAllArgs& args) override {
+    RETURN_IF_ERROR(
+        Begin({.kind = CallKind::kAllToAll}, ValidateAllToAll(args, info_.world_size), args));
+    started_ = args;
+    under_way_ = true;
+    rest_.Start();
+    return absl::OkStatus();
+  }
+
+  absl::Status FinishAllToAll() override {
+    if (under_way_) {
+      under_way_ = false;
+      return rest_.Finish();
+    }
+    RETURN_IF_ERROR(mesh_->status());
+    return mesh_->Fail(ValidateFinish(false));
   }
 
   absl::Status AllGather(const void* send, int64_t bytes, void* recv) override {
@@ -104,18 +129,38 @@ class GlooCommunicator : public Communicator {
             .recv_bytes = send_bytes_};
   }
 
-  // `valid` says whether the arguments can be used. A call that this rank cannot make breaks the
-  // group, for the others would wait for it.
   absl::Status Run(const CallHeader& header, const absl::Status& valid, const AllToAllArgs& args,
                    absl::Duration timeout) {
+    RETURN_IF_ERROR(Begin(header, valid, args));
+    return Complete(header, args, timeout);
+  }
+
+  // Tells the others. `valid` says whether the arguments can be used. A call that this rank cannot
+  // make breaks the group, for the others would wait for it.
+  absl::Status Begin(const CallHeader& header, absl::Status valid, const AllToAllArgs& args) {
+    const absl::Status alone = ValidateAlone(header.kind, under_way_);
+    if (!alone.ok()) return BreakUnderWay(alone);
     RETURN_IF_ERROR(mesh_->status());
     if (!valid.ok()) return mesh_->Fail(valid);
     where_ = CallPlace(header.kind, ++call_number_);
     RETURN_IF_ERROR(mesh_->Begin(args));
+    for (int32_t i = 1; i < info_.world_size; ++i) Announce(Other(i), header, args);
+    const absl::Status copied = CopyOwn(header, args);
+    return copied.ok() ? copied : mesh_->Fail(copied);
+  }
+
+  absl::Status Complete(const CallHeader& header, const AllToAllArgs& args,
+                        absl::Duration timeout) {
     const absl::Status status = Exchange(header, args, timeout);
     if (!status.ok()) return mesh_->Fail(status);
     mesh_->End();
     return absl::OkStatus();
+  }
+
+  // The connections belong to the exchange: it ends, and then tells the others.
+  absl::Status BreakUnderWay(const absl::Status& error) {
+    mesh_->Break(error);
+    return mesh_->status();
   }
 
   // The other ranks in an order that gives each one somebody else to serve first.
@@ -123,8 +168,6 @@ class GlooCommunicator : public Communicator {
 
   absl::Status Exchange(const CallHeader& header, const AllToAllArgs& args,
                         absl::Duration timeout) {
-    for (int32_t i = 1; i < info_.world_size; ++i) Announce(Other(i), header, args);
-    RETURN_IF_ERROR(CopyOwn(header, args));
     // Each may take the timeout: data that flows is no rank that stays away.
     SteadyTime deadline = SteadyDeadline(timeout);
     for (int32_t i = 1; i < info_.world_size; ++i) {
@@ -223,6 +266,9 @@ class GlooCommunicator : public Communicator {
   std::string where_;
   std::vector<int64_t> zeros_, send_bytes_, recv_bytes_, offsets_;
   std::vector<int64_t> gathered_;
+  AllToAllArgs started_ = {};
+  bool under_way_ = false;  // `started_`: until Finish only `rest_` uses the mesh
+  BackgroundCall rest_;     // last: it ends before what it uses
 };
 
 }  // namespace

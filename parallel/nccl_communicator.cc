@@ -44,6 +44,8 @@ class NcclCommunicator : public Communicator {
   std::string Description() const override;
   RankInfo info() const override { return info_; }
   absl::Status AllToAll(const AllToAllArgs& args) override;
+  absl::Status StartAllToAll(const AllToAllArgs& args) override;
+  absl::Status FinishAllToAll() override;
   absl::Status AllGather(const void* send, int64_t bytes, void* recv) override;
   absl::Status Broadcast(void* data, int64_t bytes, int32_t root) override;
   absl::Status AllReduce(std::span<int64_t> values, ReduceOp op) override;
@@ -59,10 +61,14 @@ class NcclCommunicator : public Communicator {
     return NcclCall(CallName(kind), ++num_calls_, timeout);
   }
 
-  absl::Status TakeBuffers(const NcclCall& call);
+  absl::Status TakeResources(const NcclCall& call);
   absl::Status Connect(const NcclCall& call);
   // Compares what the ranks are about to do, where the options say so. `args` of AllToAll alone.
   absl::Status Compare(const NcclCall& call, const CallHeader& own, const AllToAllArgs& args);
+  absl::Status CheckAllToAll(const NcclCall& call, const AllToAllArgs& args);
+  absl::Status QueueAllToAll(const NcclCall& call, const AllToAllArgs& args, cudaStream_t stream);
+  // What is queued on `to` from now on comes after what is on `from`.
+  absl::Status Order(const NcclCall& call, cudaStream_t from, cudaEvent_t event, cudaStream_t to);
   // At most kMaxValues.
   absl::Status Reduce(const NcclCall& call, std::span<int64_t> values, ReduceOp op);
   absl::Status Copy(const NcclCall& call, void* to, const void* from, int64_t bytes);
@@ -71,6 +77,10 @@ class NcclCommunicator : public Communicator {
   const std::unique_ptr<Communicator> group_;
   const NcclOptions options_;
   const cudaStream_t stream_;
+  cudaStream_t side_stream_ = nullptr;  // of exchanges beside the stream
+  cudaEvent_t begin_ = nullptr;         // on the stream: the exchange may begin
+  cudaEvent_t end_ = nullptr;           // on the side stream: it is done
+  bool under_way_ = false;
   NcclMember member_;
   char* device_ = nullptr;  // what calls on host memory send and receive
   char* host_ = nullptr;    // page-locked
@@ -78,7 +88,9 @@ class NcclCommunicator : public Communicator {
 };
 
 NcclCommunicator::~NcclCommunicator() {
-  Wait().IgnoreError();  // the other ranks may still need what is queued
+  // The other ranks may still need what is queued.
+  if (under_way_) FinishAllToAll().IgnoreError();
+  Wait().IgnoreError();
   if (!member_.Close(NcclCall("End", num_calls_, options_.timeout))) {
     // Memory that something may still write is better lost than given away.
     LogError("nccl_communicator_stays",
@@ -86,6 +98,9 @@ NcclCommunicator::~NcclCommunicator() {
   } else {
     cudaFree(device_);
     cudaFreeHost(host_);
+    if (begin_ != nullptr) cudaEventDestroy(begin_);
+    if (end_ != nullptr) cudaEventDestroy(end_);
+    if (side_stream_ != nullptr) cudaStreamDestroy(side_stream_);
   }
   if (group_ != nullptr) group_->Abort(absl::StrCat("rank ", info_.rank, " is gone"));
 }
@@ -110,20 +125,34 @@ absl::Status NcclCommunicator::Start(const std::string& group_id) {
     if (options_.check != NcclCheck::kOff && group_ == nullptr) {
       return absl::InvalidArgumentError("calls are compared over a group, and none was given");
     }
-    RETURN_IF_ERROR(TakeBuffers(call));
+    RETURN_IF_ERROR(TakeResources(call));
     RETURN_IF_ERROR(member_.Join(group_id, call));
     return Connect(call);
   });
 }
 
-absl::Status NcclCommunicator::TakeBuffers(const NcclCall& call) {
+absl::Status NcclCommunicator::TakeResources(const NcclCall& call) {
   const size_t bytes =
       std::max(kMaxValues * sizeof(int64_t), 2 * static_cast<size_t>(info_.world_size));
   RETURN_IF_ERROR(member_.FromCuda(call, cudaMalloc(reinterpret_cast<void**>(&device_), bytes),
                                    "device memory"));
   RETURN_IF_ERROR(member_.FromCuda(call, cudaMallocHost(reinterpret_cast<void**>(&host_), bytes),
                                    "page-locked memory"));
-  return member_.FromCuda(call, cudaMemsetAsync(device_, 0, bytes, stream_), "device memory");
+  RETURN_IF_ERROR(
+      member_.FromCuda(call, cudaMemsetAsync(device_, 0, bytes, stream_), "device memory"));
+  // Few blocks, which are to run beside a product of many.
+  int least = 0, greatest = 0;
+  RETURN_IF_ERROR(member_.FromCuda(call, cudaDeviceGetStreamPriorityRange(&least, &greatest),
+                                   "priorities of streams"));
+  RETURN_IF_ERROR(member_.FromCuda(
+      call, cudaStreamCreateWithPriority(&side_stream_, cudaStreamNonBlocking, greatest),
+      "a stream"));
+  member_.AddStream(side_stream_);
+  for (cudaEvent_t* event : {&begin_, &end_}) {
+    RETURN_IF_ERROR(member_.FromCuda(call, cudaEventCreateWithFlags(event, cudaEventDisableTiming),
+                                     "an event"));
+  }
+  return absl::OkStatus();
 }
 
 // NCCL connects ranks, and takes memory for it, at their first call of a kind.
@@ -158,33 +187,72 @@ std::string NcclCommunicator::Description() const {
 absl::Status NcclCommunicator::AllToAll(const AllToAllArgs& args) {
   const NcclCall call = NextCall(CallKind::kAllToAll, options_.timeout);
   return Run(call, [&]() -> absl::Status {
-    RETURN_IF_ERROR(ValidateAllToAll(args, info_.world_size));
-    const int64_t sent = args.send_bytes[info_.rank];
-    const int64_t expected = args.recv_bytes[info_.rank];
-    if (sent != expected) {
-      return member_.Error(call, absl::StatusCode::kInvalidArgument,
-                           absl::StrCat("sends ", sent, " bytes to itself and expects ", expected));
+    RETURN_IF_ERROR(CheckAllToAll(call, args));
+    return QueueAllToAll(call, args, stream_);
+  });
+}
+
+absl::Status NcclCommunicator::StartAllToAll(const AllToAllArgs& args) {
+  const NcclCall call = NextCall(CallKind::kAllToAll, options_.timeout);
+  return Run(call, [&]() -> absl::Status {
+    RETURN_IF_ERROR(CheckAllToAll(call, args));
+    RETURN_IF_ERROR(Order(call, stream_, begin_, side_stream_));
+    const absl::Status queued = QueueAllToAll(call, args, side_stream_);
+    under_way_ = queued.ok();
+    // Some of it may be there: the stream comes to its end after it.
+    if (!under_way_) Order(call, side_stream_, end_, stream_).IgnoreError();
+    return queued;
+  });
+}
+
+absl::Status NcclCommunicator::FinishAllToAll() {
+  const NcclCall call("FinishAllToAll", num_calls_, options_.timeout);
+  const bool was_under_way = std::exchange(under_way_, false);
+  // In a broken group too.
+  const absl::Status ordered =
+      was_under_way ? Order(call, side_stream_, end_, stream_) : ValidateFinish(false);
+  return Run(call, [&] { return ordered; });
+}
+
+absl::Status NcclCommunicator::Order(const NcclCall& call, cudaStream_t from, cudaEvent_t event,
+                                     cudaStream_t to) {
+  RETURN_IF_ERROR(member_.FromCuda(call, cudaEventRecord(event, from), "an event"));
+  return member_.FromCuda(call, cudaStreamWaitEvent(to, event, 0), "a wait for an event");
+}
+
+absl::Status NcclCommunicator::CheckAllToAll(const NcclCall& call, const AllToAllArgs& args) {
+  RETURN_IF_ERROR(ValidateAlone(CallKind::kAllToAll, under_way_));
+  RETURN_IF_ERROR(ValidateAllToAll(args, info_.world_size));
+  const int64_t sent = args.send_bytes[info_.rank];
+  const int64_t expected = args.recv_bytes[info_.rank];
+  if (sent != expected) {
+    return member_.Error(call, absl::StatusCode::kInvalidArgument,
+                         absl::StrCat("sends ", sent, " bytes to itself and expects ", expected));
+  }
+  return Compare(call, {.kind = CallKind::kAllToAll}, args);
+}
+
+absl::Status NcclCommunicator::QueueAllToAll(const NcclCall& call, const AllToAllArgs& args,
+                                             cudaStream_t stream) {
+  return member_.Queue(call, [&](ncclComm_t comm) {
+    ncclResult_t result = ncclSuccess;
+    for (int32_t peer = 0; peer < info_.world_size && IsGood(result); ++peer) {
+      const char* const send = static_cast<const char*>(args.send) + args.send_offsets[peer];
+      char* const recv = static_cast<char*>(args.recv) + args.recv_offsets[peer];
+      const size_t send_bytes = static_cast<size_t>(args.send_bytes[peer]);
+      const size_t recv_bytes = static_cast<size_t>(args.recv_bytes[peer]);
+      if (send_bytes > 0) result = ncclSend(send, send_bytes, ncclInt8, peer, comm, stream);
+      if (recv_bytes == 0 || !IsGood(result)) continue;
+      result = ncclRecv(recv, recv_bytes, ncclInt8, peer, comm, stream);
     }
-    RETURN_IF_ERROR(Compare(call, {.kind = CallKind::kAllToAll}, args));
-    return member_.Queue(call, [&](ncclComm_t comm) {
-      ncclResult_t result = ncclSuccess;
-      for (int32_t peer = 0; peer < info_.world_size && IsGood(result); ++peer) {
-        const char* const send = static_cast<const char*>(args.send) + args.send_offsets[peer];
-        char* const recv = static_cast<char*>(args.recv) + args.recv_offsets[peer];
-        const size_t send_bytes = static_cast<size_t>(args.send_bytes[peer]);
-        const size_t recv_bytes = static_cast<size_t>(args.recv_bytes[peer]);
-        if (send_bytes > 0) result = ncclSend(send, send_bytes, ncclInt8, peer, comm, stream_);
-        if (recv_bytes == 0 || !IsGood(result)) continue;
-        result = ncclRecv(recv, recv_bytes, ncclInt8, peer, comm, stream_);
-      }
-      return result;
-    });
+    return result;
   });
 }
 
 absl::Status NcclCommunicator::AllGather(const void* send, int64_t bytes, void* recv) {
   const NcclCall call = NextCall(CallKind::kAllGather, options_.timeout);
   return Run(call, [&]() -> absl::Status {
+    RETURN_IF_ERROR(ValidateAlone(CallKind::kAllGather, under_way_));
     RETURN_IF_ERROR(ValidateBytes(CallKind::kAllGather, send, bytes));
     RETURN_IF_ERROR(ValidateBytes(CallKind::kAllGather, recv, bytes));
     RETURN_IF_ERROR(Compare(call, {.kind = CallKind::kAllGather, .bytes = bytes}, {}));
@@ -198,6 +266,7 @@ absl::Status NcclCommunicator::AllGather(const void* send, int64_t bytes, void* 
 absl::Status NcclCommunicator::Broadcast(void* data, int64_t bytes, int32_t root) {
   const NcclCall call = NextCall(CallKind::kBroadcast, options_.timeout);
   return Run(call, [&]() -> absl::Status {
+    RETURN_IF_ERROR(ValidateAlone(CallKind::kBroadcast, under_way_));
     RETURN_IF_ERROR(ValidateBytes(CallKind::kBroadcast, data, bytes));
     RETURN_IF_ERROR(ValidateRoot(root, info_.world_size));
     RETURN_IF_ERROR(
@@ -212,6 +281,7 @@ absl::Status NcclCommunicator::Broadcast(void* data, int64_t bytes, int32_t root
 absl::Status NcclCommunicator::AllReduce(std::span<int64_t> values, ReduceOp op) {
   const NcclCall call = NextCall(CallKind::kAllReduce, options_.timeout);
   return Run(call, [&]() -> absl::Status {
+    RETURN_IF_ERROR(ValidateAlone(CallKind::kAllReduce, under_way_));
     const int64_t bytes = static_cast<int64_t>(values.size_bytes());
     RETURN_IF_ERROR(Compare(call, {.kind = CallKind::kAllReduce, .op = op, .bytes = bytes}, {}));
     while (!values.empty()) {
@@ -226,6 +296,7 @@ absl::Status NcclCommunicator::AllReduce(std::span<int64_t> values, ReduceOp op)
 absl::Status NcclCommunicator::Barrier(absl::Duration timeout) {
   const NcclCall call = NextCall(CallKind::kBarrier, timeout);
   return Run(call, [&]() -> absl::Status {
+    RETURN_IF_ERROR(ValidateAlone(CallKind::kBarrier, under_way_));
     RETURN_IF_ERROR(Compare(call, {.kind = CallKind::kBarrier}, {}));
     int64_t value = 0;
     return Reduce(call, {&value, 1}, ReduceOp::kSum);

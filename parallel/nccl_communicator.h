@@ -39,6 +39,8 @@ absl::StatusOr<std::string> MakeNcclGroupId();
 // - AllToAll, AllGather and Broadcast take device memory and return when they are queued. What waits
 //   for the stream by other means (Backend::Read) has no deadline: call Wait before it. They may be
 //   recorded in a CUDA graph, after a run outside of one; no other call may.
+// - An exchange that is started runs on a stream of its own, behind what the backend's had until then;
+//   with Finish the backend's stream waits for it. Both halves may be recorded, into one graph.
 // - NCCL sees neither calls nor sizes that differ between ranks: the wait ends with
 //   DEADLINE_EXCEEDED, or what arrives is undefined. With NcclCheck::kCalls it is INVALID_ARGUMENT.
 // - NCCL does not say who is missing: DEADLINE_EXCEEDED names the call, this rank and the time.

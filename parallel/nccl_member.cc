@@ -180,9 +180,11 @@ bool NcclMember::Close(const NcclCall& call) {
   }
   // Where the device has failed nothing runs any more.
   Pauses pauses;
-  while (cudaStreamQuery(ToCuda(stream_)) == cudaErrorNotReady) {
-    if (steady_clock::now() >= call.end) return false;
-    pauses.Next();
+  for (void* const stream : {stream_, side_stream_}) {
+    while (stream != nullptr && cudaStreamQuery(ToCuda(stream)) == cudaErrorNotReady) {
+      if (steady_clock::now() >= call.end) return false;
+      pauses.Next();
+    }
   }
   return true;
 }

@@ -38,6 +38,8 @@ class NcclMember {
   NcclMember(const NcclMember&) = delete;
   NcclMember& operator=(const NcclMember&) = delete;
 
+  // One more stream that calls may be queued on, for Close.
+  void AddStream(void* stream) { side_stream_ = stream; }
   // Returns when all ranks have come. To be called once, before Queue.
   absl::Status Join(const std::string& id, const NcclCall& call);
   // Queues one group of NCCL's calls, which `calls` makes and gives the first error of. They are in
@@ -69,6 +71,7 @@ class NcclMember {
 
   const RankInfo info_;
   void* const stream_;
+  void* side_stream_ = nullptr;  // null: none
   Communicator* const group_;
   const char* queued_ = "none";  // the last call that queued something
 

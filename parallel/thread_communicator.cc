@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/functional/function_ref.h"
@@ -32,7 +33,8 @@ void Copy(void* to, int64_t to_offset, const void* from, int64_t from_offset, in
 
 // A call has two parts. Ranks arrive; the last one compares the calls and starts the copies. Then
 // each rank copies what it is to get, and leaves when all have copied: until then its buffers are
-// read by others. Once started a call ends well, for an abort must not free a buffer that is read.
+// read by others. Where the group breaks no more copies begin, and a rank leaves when none is under
+// way.
 class ThreadGroup::State {
  public:
   State(int32_t world_size, const CommunicatorOptions& options)
@@ -40,6 +42,7 @@ class ThreadGroup::State {
         timeout_(options.timeout),
         calls_(world_size),
         arrived_(world_size, false),
+        copied_(world_size, false),
         joined_(world_size, false) {
     CHECK(world_size >= 1);
   }
@@ -59,24 +62,36 @@ class ThreadGroup::State {
 
   using CopyFn = absl::FunctionRef<void(const std::vector<Call>& calls)>;
   absl::Status Run(int32_t rank, const Call& call, absl::Duration timeout, CopyFn copy) {
-    RETURN_IF_ERROR(Arrive(rank, call, timeout));
-    copy(calls_);
-    MutexLock lock(&mutex_);
-    const int64_t this_call = num_started_;
-    if (++num_copied_ == world_size_) {
-      num_copied_ = 0;
-      num_finished_ = this_call;
-      changed_.NotifyAll();
-    }
-    while (num_finished_ < this_call) changed_.Wait(&mutex_);
-    return absl::OkStatus();
+    ASSIGN_OR_RETURN(const int64_t this_call, Arrive(rank, call));
+    return Complete(rank, this_call, timeout, copy);
   }
 
-  // What has been started ends well without the rank; the next call does not.
-  void Leave(int32_t rank) {
+  // Waits for no other rank. Returns the number of the call.
+  absl::StatusOr<int64_t> Arrive(int32_t rank, const Call& call) {
+    MutexLock lock(&mutex_);
+    if (!gone_.ok()) BreakLocked(gone_);
+    RETURN_IF_ERROR(status_);
+    const int64_t this_call = num_started_ + 1;
+    calls_[rank] = call;
+    arrived_[rank] = true;
+    if (++num_arrived_ == world_size_) Start(this_call);
+    return this_call;
+  }
+
+  // The rest of a call, with `timeout` for either part.
+  absl::Status Complete(int32_t rank, int64_t this_call, absl::Duration timeout, CopyFn copy) {
+    RETURN_IF_ERROR(BeginCopy(rank, this_call, timeout));
+    copy(calls_);
+    return EndCopy(rank, this_call, timeout);
+  }
+
+  // A rank that leaves a call of its own is missed by it. What others have started without it ends
+  // well; the next call does not.
+  void Leave(int32_t rank, bool is_in_call) {
     MutexLock lock(&mutex_);
     if (gone_.ok()) gone_ = absl::AbortedError(absl::StrCat("rank ", rank, " is gone"));
-    if (num_arrived_ > 0) BreakLocked(gone_);
+    if (num_arrived_ > 0 || is_in_call) BreakLocked(gone_);
+    if (is_in_call) WaitForReaders();
   }
 
   // The first error counts.
@@ -95,22 +110,44 @@ class ThreadGroup::State {
     changed_.NotifyAll();
   }
 
-  absl::Status Arrive(int32_t rank, const Call& call, absl::Duration timeout) {
+  absl::Status BeginCopy(int32_t rank, int64_t this_call, absl::Duration timeout) {
     const SteadyTime deadline = SteadyDeadline(timeout);
     MutexLock lock(&mutex_);
-    if (!gone_.ok()) BreakLocked(gone_);
-    RETURN_IF_ERROR(status_);
-    const int64_t this_call = num_started_ + 1;
-    calls_[rank] = call;
-    arrived_[rank] = true;
-    if (++num_arrived_ == world_size_) Start(this_call);
-    while (num_started_ < this_call) {
-      RETURN_IF_ERROR(status_);
-      if (!changed_.WaitUntil(&mutex_, deadline) && num_started_ < this_call) {
-        BreakLocked(MissingRanks(CallPlace(call.header.kind, this_call), Missing(), timeout));
-      }
+    while (status_.ok() && num_started_ < this_call) {
+      if (changed_.WaitUntil(&mutex_, deadline) || num_started_ >= this_call) continue;
+      BreakLocked(MissingRanks(PlaceOf(rank, this_call), Others(arrived_), timeout));
     }
-    return absl::OkStatus();
+    if (status_.ok()) {
+      ++num_copying_;
+    } else {
+      WaitForReaders();
+    }
+    return status_;
+  }
+
+  absl::Status EndCopy(int32_t rank, int64_t this_call, absl::Duration timeout) {
+    const SteadyTime deadline = SteadyDeadline(timeout);
+    MutexLock lock(&mutex_);
+    --num_copying_;
+    copied_[rank] = true;
+    if (++num_copied_ == world_size_) {
+      num_copied_ = 0;
+      copied_.assign(world_size_, false);
+      num_finished_ = this_call;
+    }
+    if (num_finished_ == this_call || !status_.ok()) changed_.NotifyAll();
+    while (status_.ok() && num_finished_ < this_call) {
+      if (changed_.WaitUntil(&mutex_, deadline) || num_finished_ >= this_call) continue;
+      BreakLocked(MissingRanks(PlaceOf(rank, this_call), Others(copied_), timeout));
+    }
+    if (num_finished_ >= this_call) return absl::OkStatus();
+    WaitForReaders();
+    return status_;
+  }
+
+  // Once the group has broken, copies end and none begin.
+  void WaitForReaders() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    while (num_copying_ > 0) changed_.Wait(&mutex_);
   }
 
   void Start(int64_t this_call) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
@@ -122,12 +159,17 @@ class ThreadGroup::State {
     changed_.NotifyAll();
   }
 
-  std::vector<int32_t> Missing() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    std::vector<int32_t> missing;
+  std::string PlaceOf(int32_t rank, int64_t this_call) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    return CallPlace(calls_[rank].header.kind, this_call);
+  }
+
+  // The ranks that are not in `ranks`.
+  std::vector<int32_t> Others(const std::vector<bool>& ranks) const {
+    std::vector<int32_t> out;
     for (int32_t r = 0; r < world_size_; ++r) {
-      if (!arrived_[r]) missing.push_back(r);
+      if (!ranks[r]) out.push_back(r);
     }
-    return missing;
+    return out;
   }
 
   // What rank `from` says to rank `to`.
@@ -158,9 +200,11 @@ class ThreadGroup::State {
   absl::Status gone_ ABSL_GUARDED_BY(mutex_);  // of the first member that left
   // Written under the mutex while ranks arrive, read without it while they copy.
   std::vector<Call> calls_;
-  std::vector<bool> arrived_ ABSL_GUARDED_BY(mutex_);
+  std::vector<bool> arrived_ ABSL_GUARDED_BY(mutex_);  // at the call that is to start
+  std::vector<bool> copied_ ABSL_GUARDED_BY(mutex_);   // in the one that has
   std::vector<bool> joined_ ABSL_GUARDED_BY(mutex_);
   int32_t num_arrived_ ABSL_GUARDED_BY(mutex_) = 0;
+  int32_t num_copying_ ABSL_GUARDED_BY(mutex_) = 0;
   int32_t num_copied_ ABSL_GUARDED_BY(mutex_) = 0;
   int64_t num_started_ ABSL_GUARDED_BY(mutex_) = 0;
   int64_t num_finished_ ABSL_GUARDED_BY(mutex_) = 0;
@@ -172,24 +216,40 @@ class ThreadCommunicator : public Communicator {
  public:
   ThreadCommunicator(ThreadGroup::State* group, int32_t rank) : group_(group), rank_(rank) {}
 
-  ~ThreadCommunicator() override { group_->Leave(rank_); }
+  ~ThreadCommunicator() override { group_->Leave(rank_, under_way_ != 0); }
 
   std::string Description() const override { return "threads"; }
   RankInfo info() const override { return {.rank = rank_, .world_size = group_->world_size()}; }
 
   absl::Status AllToAll(const AllToAllArgs& args) override {
+    RETURN_IF_ERROR(StartAllToAll(args));
+    return FinishAllToAll();
+  }
+
+  absl::Status StartAllToAll(const AllToAllArgs& args) override {
+    RETURN_IF_ERROR(CheckAlone(CallKind::kAllToAll));
     RETURN_IF_ERROR(Check(ValidateAllToAll(args, group_->world_size())));
-    const Call call = {.header = {.kind = CallKind::kAllToAll}, .all_to_all = args};
-    return group_->Run(rank_, call, group_->timeout(), [&](const std::vector<Call>& calls) {
-      for (size_t s = 0; s < calls.size(); ++s) {
-        const AllToAllArgs& from = calls[s].all_to_all;
-        Copy(args.recv, args.recv_offsets[s], from.send, from.send_offsets[rank_],
-             args.recv_bytes[s]);
-      }
-    });
+    started_ = args;
+    ASSIGN_OR_RETURN(under_way_, group_->Arrive(rank_, {.header = {.kind = CallKind::kAllToAll},
+                                                        .all_to_all = args}));
+    return absl::OkStatus();
+  }
+
+  absl::Status FinishAllToAll() override {
+    if (under_way_ == 0) return Check(ValidateFinish(false));
+    const int64_t this_call = std::exchange(under_way_, 0);
+    return group_->Complete(rank_, this_call, group_->timeout(),
+                            [&](const std::vector<Call>& calls) {
+                              for (size_t s = 0; s < calls.size(); ++s) {
+                                const AllToAllArgs& from = calls[s].all_to_all;
+                                Copy(started_.recv, started_.recv_offsets[s], from.send,
+                                     from.send_offsets[rank_], started_.recv_bytes[s]);
+                              }
+                            });
   }
 
   absl::Status AllGather(const void* send, int64_t bytes, void* recv) override {
+    RETURN_IF_ERROR(CheckAlone(CallKind::kAllGather));
     RETURN_IF_ERROR(Check(ValidateBytes(CallKind::kAllGather, send, bytes)));
     RETURN_IF_ERROR(Check(ValidateBytes(CallKind::kAllGather, recv, bytes)));
     const Call call = {.header = {.kind = CallKind::kAllGather, .bytes = bytes}, .data = send};
@@ -201,6 +261,7 @@ class ThreadCommunicator : public Communicator {
   }
 
   absl::Status Broadcast(void* data, int64_t bytes, int32_t root) override {
+    RETURN_IF_ERROR(CheckAlone(CallKind::kBroadcast));
     RETURN_IF_ERROR(Check(ValidateBytes(CallKind::kBroadcast, data, bytes)));
     RETURN_IF_ERROR(Check(ValidateRoot(root, group_->world_size())));
     const Call call = {.header = {.kind = CallKind::kBroadcast, .root = root, .bytes = bytes},
@@ -211,6 +272,7 @@ class ThreadCommunicator : public Communicator {
   }
 
   absl::Status AllReduce(std::span<int64_t> values, ReduceOp op) override {
+    RETURN_IF_ERROR(CheckAlone(CallKind::kAllReduce));
     reduced_.assign(values.begin(), values.end());
     const Call call = {.header = {.kind = CallKind::kAllReduce,
                                   .op = op,
@@ -229,6 +291,7 @@ class ThreadCommunicator : public Communicator {
   }
 
   absl::Status Barrier(absl::Duration timeout) override {
+    RETURN_IF_ERROR(CheckAlone(CallKind::kBarrier));
     return group_->Run(rank_, {.header = {.kind = CallKind::kBarrier}}, timeout,
                        [](const std::vector<Call>&) {});
   }
@@ -244,9 +307,12 @@ class ThreadCommunicator : public Communicator {
     group_->Break(status);
     return group_->status();
   }
+  absl::Status CheckAlone(CallKind kind) { return Check(ValidateAlone(kind, under_way_ != 0)); }
 
   ThreadGroup::State* const group_;
   const int32_t rank_;
+  AllToAllArgs started_ = {};
+  int64_t under_way_ = 0;  // the call of `started_`; 0: none
   std::vector<int64_t> reduced_;
 };
 

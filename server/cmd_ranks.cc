@@ -33,6 +33,12 @@ void AddRanks(CLI::App& cmd, RankFlags& flags) {
          "Steps between looks at the experts' load, after which ranks may change experts; 0: never")
       ->check(InRange<int64_t>(0, 2147483647))
       ->capture_default_str();
+  cmd.add_option(
+         "--overlap-exchange", flags.overlap_exchange,
+         "What is computed while ranks exchange tokens: nothing, shared experts, or one half "
+         "of a large step beside the other. The tokens are the same")
+      ->check(CLI::IsMember({"off", "shared", "batches"}))
+      ->capture_default_str();
   cmd.add_option("--join-seconds", flags.join_seconds,
                  "How long ranks wait for each other at start")
       ->check(InRange<int64_t>(1, 86400))
@@ -51,6 +57,10 @@ absl::StatusOr<GroupOptions> ResolveRanks(const RankFlags& flags, const Environm
                                           EngineOptions& engine) {
   engine.num_redundant_experts = flags.redundant_experts;
   engine.balance_interval_steps = flags.balance_interval_steps;
+  for (const auto overlap :
+       {ExchangeOverlap::kOff, ExchangeOverlap::kShared, ExchangeOverlap::kBatches}) {
+    if (ExchangeOverlapName(overlap) == flags.overlap_exchange) engine.exchange_overlap = overlap;
+  }
   engine.num_ranks = flags.place.ranks.value_or(1);
   if (flags.transport != "processes") {
     if (flags.transport == "nccl") engine.rank_transport = RankTransport::kNccl;

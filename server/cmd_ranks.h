@@ -13,6 +13,7 @@ struct RankFlags {
   std::string transport = "threads";
   int32_t redundant_experts = 0;
   int32_t balance_interval_steps = EngineOptions().balance_interval_steps;
+  std::string overlap_exchange{ExchangeOverlapName(EngineOptions().exchange_overlap)};
   int32_t join_seconds = 30;
   int32_t load_seconds = 1800;
   int32_t rank_timeout_ms = 900;

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <utility>
 
 namespace jevons::emu {
 namespace {
@@ -56,6 +57,7 @@ cudaError_t TakeGraph(State& state, const std::shared_ptr<Stream>& stream,
     return cudaErrorStreamCaptureWrongThread;
   }
   const std::vector<int> end = stream->capture_end;
+  Graph recorded = std::exchange(capture->graph, {});
   EndCapture(state, capture);
   const cudaError_t sticky = state.devices[stream->device].sticky;
   if (sticky != cudaSuccess) return sticky;
@@ -63,8 +65,8 @@ cudaError_t TakeGraph(State& state, const std::shared_ptr<Stream>& stream,
   const cudaError_t planned = CountCall(state, CallKind::kGraph);
   if (planned != cudaSuccess) return planned;
   if (capture->invalid) return cudaErrorStreamCaptureInvalidated;
-  if (!AllJoined(capture->graph, end)) return cudaErrorStreamCaptureUnjoined;
-  graph = std::make_shared<const Graph>(std::move(capture->graph));
+  if (!AllJoined(recorded, end)) return cudaErrorStreamCaptureUnjoined;
+  graph = std::make_shared<const Graph>(std::move(recorded));
   return cudaSuccess;
 }
 
@@ -72,6 +74,7 @@ cudaError_t TakeGraph(State& state, const std::shared_ptr<Stream>& stream,
 
 void EndCapture(State& state, std::shared_ptr<Capture> capture) {
   capture->ended = true;
+  capture->graph = {};  // events may hold the capture
   for (const auto& weak : capture->streams) {
     if (const auto stream = weak.lock()) {
       stream->capture = nullptr;

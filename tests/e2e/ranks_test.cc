@@ -42,7 +42,8 @@ TEST(RanksTest, GenerateGivesTheBytesOfOneRank) {
   ExpectSameOutput(arguments({}), arguments(Ranks(4, "processes")));
   ExpectSameOutput(arguments({}), arguments(Ranks(2, "threads")));
   ExpectSameOutput(arguments(Ranks(1, "processes")),
-                   arguments(Join(Ranks(3, "processes"), {"--redundant-experts", "4"})));
+                   arguments(Join(Ranks(3, "processes"),
+                                  {"--redundant-experts", "4", "--overlap-exchange", "batches"})));
 }
 
 TEST(RanksTest, GenerateWithTheDemoModelGivesTheBytesOfOneRank) {

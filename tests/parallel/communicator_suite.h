@@ -40,6 +40,7 @@ struct GroupKind {
   std::function<std::unique_ptr<TestGroup>(int32_t world_size, const CommunicatorOptions&)> make;
   bool compares_calls = true;      // calls or sizes that differ between ranks are INVALID_ARGUMENT
   bool names_missing_rank = true;  // DEADLINE_EXCEEDED says which rank did not take part
+  bool start_waits = false;        // StartAllToAll waits for the other ranks
   int32_t max_world_size = 8;
   int32_t num_random_calls = 10'000;
 };
@@ -61,6 +62,14 @@ std::vector<absl::Status> RunRanks(const GroupKind& kind, int32_t world_size,
 // `status`, or what Wait says if it is OK: calls on a device fail late.
 inline absl::Status Finish(Communicator& member, const absl::Status& status) {
   return status.ok() ? member.Wait() : status;
+}
+
+// An exchange as one call or as two.
+enum class Form { kWhole, kHalves };
+inline absl::Status Exchange(Communicator& member, Form form, const AllToAllArgs& args) {
+  if (form == Form::kWhole) return Finish(member, member.AllToAll(args));
+  RETURN_IF_ERROR(member.StartAllToAll(args));
+  return Finish(member, member.FinishAllToAll());
 }
 
 // Bytes in a rank's data memory. Starts as 0xFF.

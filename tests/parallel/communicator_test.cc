@@ -78,6 +78,7 @@ struct Ranges {
 
 using SizeFn = std::function<int64_t(int32_t from, int32_t to)>;
 
+// A rank makes one call or two, whatever the others do.
 absl::Status CheckAllToAll(TestGroup& group, Communicator& member, uint64_t call,
                            const SizeFn& size) {
   const RankInfo info = member.info();
@@ -99,12 +100,14 @@ absl::Status CheckAllToAll(TestGroup& group, Communicator& member, uint64_t call
   }
   RankBytes send_buffer(group, info.rank, sent);
   RankBytes recv_buffer(group, info.rank, recv.total);
-  RETURN_IF_ERROR(Finish(member, member.AllToAll({.send = send_buffer.data(),
-                                                  .send_offsets = send.offsets,
-                                                  .send_bytes = send.bytes,
-                                                  .recv = recv_buffer.data(),
-                                                  .recv_offsets = recv.offsets,
-                                                  .recv_bytes = recv.bytes})));
+  const Form form = random.Below(2) == 0 ? Form::kWhole : Form::kHalves;
+  RETURN_IF_ERROR(Exchange(member, form,
+                           {.send = send_buffer.data(),
+                            .send_offsets = send.offsets,
+                            .send_bytes = send.bytes,
+                            .recv = recv_buffer.data(),
+                            .recv_offsets = recv.offsets,
+                            .recv_bytes = recv.bytes}));
   RETURN_IF_ERROR(ExpectBytes(send_buffer.Read(), sent, "send buffer"));
   return ExpectBytes(recv_buffer.Read(), expected, absl::StrCat("AllToAll ", call));
 }

@@ -69,6 +69,27 @@ TEST(FaultyCommunicatorTest, ACorruptBitIsCaughtByAChecksumInThatCallAlone) {
   EXPECT_EQ(num_bad, 1);
 }
 
+TEST(FaultyCommunicatorTest, ABitOfAnExchangeInHalvesIsAnotherAfterFinish) {
+  const FaultPlan plan = {.seed = 3, .faults = {{.kind = FaultKind::kCorrupt, .call_number = 2}}};
+  const auto results = RunWithFaults(plan, kLong, [](Communicator& member) {
+    const std::vector<int64_t> offsets = {0, 32}, sizes = {32, 32};
+    for (int call = 1; call <= 3; ++call) {
+      const std::vector<uint8_t> send(64, 0x5A);
+      std::vector<uint8_t> recv(64);
+      RETURN_IF_ERROR(member.StartAllToAll({.send = send.data(),
+                                            .send_offsets = offsets,
+                                            .send_bytes = sizes,
+                                            .recv = recv.data(),
+                                            .recv_offsets = offsets,
+                                            .recv_bytes = sizes}));
+      RETURN_IF_ERROR(member.FinishAllToAll());
+      EXPECT_EQ(recv == send, member.info().rank == 0 || call != 2) << call;
+    }
+    return absl::OkStatus();
+  });
+  for (const absl::Status& result : results) EXPECT_TRUE(result.ok()) << result;
+}
+
 TEST(FaultyCommunicatorTest, EqualSeedsGiveEqualFaults) {
   const auto bad_calls = [](uint64_t seed) {
     std::vector<int> bad;

@@ -58,6 +58,9 @@ TEST_F(NcclCommunicatorTest, AnExchangeMakesNoCallThatWaitsForTheDeviceOrTakesMe
     EXPECT_EQ(emu::NumCalls(CallKind::kStream), 0);
     EXPECT_EQ(emu::NumCalls(CallKind::kEvent), 0);
     EXPECT_EQ(emu::NumCalls(CallKind::kDevice), 3);  // which device, once a call
+    ASSERT_TRUE(r.Exchange([] {}).ok());
+    EXPECT_EQ(emu::NumCalls(CallKind::kStream), 2);  // a stream that waits, not the host
+    EXPECT_EQ(emu::NumCalls(CallKind::kEvent), 2);
     std::vector<int64_t> values(10'000, 1);
     ASSERT_TRUE(r.comm->AllReduce(std::span(values), ReduceOp::kSum).ok());
     ASSERT_TRUE(r.comm->Barrier(absl::Seconds(10)).ok());
@@ -101,6 +104,40 @@ TEST_F(NcclCommunicatorTest, AnExchangeInARecordedStepIsReplayedWithTheDataOfThe
         EXPECT_EQ(r.Get(4), expected);
       }
       EXPECT_EQ(num_calls, 2);  // run, recorded, replayed
+    });
+  }
+}
+
+// out[32] is worked on while the exchange is under way; in and out[0..3] before and after it.
+TEST_F(NcclCommunicatorTest, AnExchangeInHalvesIsBesideTheOpsBetweenThemAndIsReplayed) {
+  for (int seed = 0; seed < 20; ++seed) {
+    emu::SetSeed(seed);
+    emu::DelayRank(1, seed % 3);
+    RunNcclRanks(4, {}, [](NcclRank& r) {
+      CUDA_OK(cudaMemsetAsync(r.out, 0, NcclRank::kValues * sizeof(int32_t), r.stream));
+      cuda::GraphCache steps;
+      const auto step = [&]() -> absl::Status {
+        EXPECT_CUDA(cudaSuccess, LaunchStep({r.in, 1, 1}, r.stream));
+        RETURN_IF_ERROR(r.Exchange([&] {
+          EXPECT_CUDA(cudaSuccess, LaunchStep({r.out + 32, 1, 5}, r.stream));
+        }));
+        EXPECT_CUDA(cudaSuccess, LaunchStep({r.out + 1, 3, 0}, r.stream));
+        return absl::OkStatus();
+      };
+      for (int32_t run = 0; run < 5; ++run) {
+        std::vector<int32_t> values, expected;
+        for (int32_t s = 0; s < 4; ++s) {
+          values.push_back(1000 * run + 10 * r.info.rank + s);
+          const int32_t sent = 1000 * run + 10 * s + r.info.rank + (r.info.rank == 0 ? 1 : 0);
+          expected.push_back(s == 1 ? 3 * sent : sent);
+        }
+        r.Set(values);
+        const absl::Status status = steps.Run(1, step, r.stream);
+        ASSERT_TRUE(status.ok()) << status;
+        ASSERT_TRUE(r.comm->Wait().ok());
+        EXPECT_EQ(r.Get(4), expected);
+        EXPECT_EQ(r.Get(33)[32], 5 * (run + 1));
+      }
     });
   }
 }

@@ -23,6 +23,7 @@ const Fault kFaults[] = {
     {emu::CallKind::kLaunch, cudaErrorLaunchFailure, "launch"},
     {emu::CallKind::kCopy, cudaErrorUnknown, "copy"},
     {emu::CallKind::kStream, cudaErrorUnknown, "stream"},
+    {emu::CallKind::kEvent, cudaErrorUnknown, "event"},
     {emu::CallKind::kGraph, cudaErrorUnknown, "graph"},
     {emu::CallKind::kDevice, cudaErrorUnknown, "device"},
     {emu::CallKind::kExecution, cudaErrorIllegalAddress, "execution"},
@@ -46,7 +47,10 @@ absl::Status Use(Communicator& comm, int32_t* data, cudaStream_t stream) {
   cuda::GraphCache steps;
   const auto step = [&]() -> absl::Status {
     RETURN_IF_ERROR(ToStatus(emu::LaunchStep({data, 1, 1}, stream)));
-    return comm.AllToAll(args);
+    RETURN_IF_ERROR(comm.AllToAll(args));
+    RETURN_IF_ERROR(comm.StartAllToAll(args));
+    RETURN_IF_ERROR(ToStatus(emu::LaunchStep({data + 2 * world_size, 1, 1}, stream)));
+    return comm.FinishAllToAll();
   };
   for (int run = 0; run < 3; ++run) {
     RETURN_IF_ERROR(steps.Run(1, step, stream));

@@ -86,6 +86,7 @@ GroupKind Kind(const std::string& name, NcclCheck check) {
           .make = make,
           .compares_calls = checks,
           .names_missing_rank = checks,
+          .start_waits = checks,
           .num_random_calls = 1000};
 }
 

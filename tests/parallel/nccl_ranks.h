@@ -68,17 +68,22 @@ struct NcclRank {
     EXPECT_CUDA(cudaSuccess, cudaStreamSynchronize(stream));
     return values;
   }
-  // One value to and from each rank: out[s] = in[this rank] at s.
-  absl::Status Exchange() {
+  // One value to and from each rank: out[s] = in[this rank] at s. Where `meanwhile` is given, in halves
+  // with it between them.
+  absl::Status Exchange(const std::function<void()>& meanwhile = {}) {
     std::vector<int64_t> offsets(info.world_size);
     for (int32_t peer = 0; peer < info.world_size; ++peer) offsets[peer] = peer * sizeof(int32_t);
     const std::vector<int64_t> bytes(info.world_size, sizeof(int32_t));
-    return comm->AllToAll({.send = in,
-                           .send_offsets = offsets,
-                           .send_bytes = bytes,
-                           .recv = out,
-                           .recv_offsets = offsets,
-                           .recv_bytes = bytes});
+    const AllToAllArgs args = {.send = in,
+                               .send_offsets = offsets,
+                               .send_bytes = bytes,
+                               .recv = out,
+                               .recv_offsets = offsets,
+                               .recv_bytes = bytes};
+    if (!meanwhile) return comm->AllToAll(args);
+    RETURN_IF_ERROR(comm->StartAllToAll(args));
+    meanwhile();
+    return comm->FinishAllToAll();
   }
 
   const RankInfo info;

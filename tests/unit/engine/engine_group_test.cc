@@ -93,6 +93,23 @@ TEST_P(EngineGroupTest, GivesTheBytesOfOneRank) {
   }
 }
 
+// Prompts make steps that are cut in two, decoding makes others.
+TEST_P(EngineGroupTest, OverlapOfExchangesAndComputingGivesTheBytesOfOneRank) {
+  const std::vector<GenerationRequest> requests = MakeRequests(9, 12);
+  const auto alone = StartTinyEngine(GetParam(), Options(1), &clock_);
+  const std::vector<Outcome> want = RunTogether(*alone, requests);
+  for (const auto overlap : {ExchangeOverlap::kOff, ExchangeOverlap::kBatches}) {
+    SCOPED_TRACE(ExchangeOverlapName(overlap));
+    EngineOptions options = Options(2);
+    options.max_num_batched_tokens = 99;
+    options.exchange_overlap = overlap;
+    const auto group = StartGroup(GetParam(), options, &clock_);
+    const std::vector<Outcome> got = RunTogether(*group, requests);
+    for (size_t i = 0; i < want.size(); ++i) ExpectSame(got[i], want[i]);
+    EXPECT_TRUE(group->CheckIntegrity().ok());
+  }
+}
+
 // Ranks without a request take part; when all are silent nothing spins, and the next request starts.
 TEST_P(EngineGroupTest, OneRequestThenOneLongThenSilenceThenOneAgain) {
   const std::vector<GenerationRequest> short_ones = MakeRequests(4, 3);
