@@ -43,6 +43,8 @@ class MoeBench {
                                                 WeightUse::kGateUp, 1));
     ASSIGN_OR_RETURN(down_, MakeRandomWeight(c_.n_routed_experts, c_.hidden_size, m, dtype,
                                              WeightUse::kPlain, 2));
+    ASSIGN_OR_RETURN(router_, MakeRandomWeight(1, c_.n_routed_experts, c_.hidden_size, DType::kBF16,
+                                               WeightUse::kPlain, 3));
     std::vector<int64_t> batches = {1, 8, 16, 32, 64, 128, 256, 1024, 16384};
     if (bench_.options().quick) batches = {1, 8, 64, 256, 16384};
     if (bench_.options().tiny) batches = {1, 5};
@@ -115,7 +117,17 @@ class MoeBench {
     ASSIGN_OR_RETURN(act_, t.Random(DType::kBF16, {rows, c_.moe_intermediate_size}));
     ASSIGN_OR_RETURN(expert_out_, t.Random(DType::kBF16, {rows, c_.hidden_size}));
     ASSIGN_OR_RETURN(out_, t.Unset(DType::kF32, {batch, c_.hidden_size}));
+    ASSIGN_OR_RETURN(norm_.x, t.Random(DType::kF32, {batch, c_.hidden_size}));
+    ASSIGN_OR_RETURN(norm_.weight, t.Random(DType::kF32, {c_.hidden_size}));
+    ASSIGN_OR_RETURN(norm_.out, t.Unset(DType::kBF16, {batch, c_.hidden_size}));
+    norm_.delta = out_;
+    norm_.eps = 1e-6f;
+    // Not the routings of the other parts: these choices follow from the rows.
+    ASSIGN_OR_RETURN(const Routing own, Route(t, batch, 0));
+    routed_ = {.norm = norm_, .router = router_.get(), .route = own.route, .plan = own.plan};
+    ASSIGN_OR_RETURN(routed_.norm.delta, t.Random(DType::kF32, {batch, c_.hidden_size}, 1e-3f));
     RETURN_IF_ERROR(MeasureSmall(batch));
+    RETURN_IF_ERROR(MeasureWithNorms(batch, experts));
     RETURN_IF_ERROR(MeasureProducts(batch, experts));
     return MeasureWhole(batch, experts);
   }
@@ -149,6 +161,28 @@ class MoeBench {
     return Measure(row, batch, "combine", out_, [&](const Routing& r) { return Combine(r); });
   }
 
+  // What a step runs around its products.
+  absl::Status MeasureWithNorms(int64_t batch, double experts) {
+    const double values = static_cast<double>(batch) * c_.hidden_size;
+    const double rows = static_cast<double>(act_.dim(0));
+    BenchRow route;
+    route.bytes = static_cast<double>(router_->bytes()) + values * (4 + 4 + 4 + 2);
+    route.flops = 4 * static_cast<double>(batch) * c_.hidden_size * c_.n_routed_experts;
+    RETURN_IF_ERROR(Measure(route, batch, "norm_route", norm_.out,
+                            [&](const Routing&) { return backend_->NormAndRoute(routed_); }));
+    BenchRow end;
+    end.bytes = 2 * rows * c_.hidden_size + values * (4 + 4 + 2) + 8 * rows;
+    end.flops = 2 * rows * c_.hidden_size + 5 * values;
+    const auto combine_and_norm = [&](const Routing& r) {
+      return backend_->CombineAndNorm(End(r));
+    };
+    RETURN_IF_ERROR(Measure(end, batch, "combine_norm", norm_.out, combine_and_norm));
+    BenchRow finish = ProductRow(*down_, experts, rows, c_.hidden_size);
+    finish.bytes += end.bytes;
+    return Measure(finish, batch, "finish", norm_.out,
+                   [&](const Routing& r) { return backend_->FinishExperts(DownArgs(r), End(r)); });
+  }
+
   absl::Status Up(const Routing& r) {
     GatedUpArgs args;
     args.x = x_;
@@ -158,20 +192,23 @@ class MoeBench {
     args.out = act_;
     return backend_->GatedUp(args);
   }
-  absl::Status Down(const Routing& r) {
-    return backend_->GroupedGemm({.x = act_,
-                                  .cu_rows = r.plan.cu_rows,
-                                  .row_idx = {},
-                                  .weight = down_.get(),
-                                  .out = expert_out_});
+  GroupedGemmArgs DownArgs(const Routing& r) const {
+    return {.x = act_,
+            .cu_rows = r.plan.cu_rows,
+            .row_idx = {},
+            .weight = down_.get(),
+            .out = expert_out_};
   }
-  absl::Status Combine(const Routing& r) {
-    return backend_->ExpertCombine({.expert_out = expert_out_,
-                                    .plan = r.plan,
-                                    .topk_weights = r.route.topk_weights,
-                                    .shared = {},
-                                    .out = out_});
+  absl::Status Down(const Routing& r) { return backend_->GroupedGemm(DownArgs(r)); }
+  CombineAndNormArgs End(const Routing& r) const {
+    return {.combine = {.expert_out = expert_out_,
+                        .plan = r.plan,
+                        .topk_weights = r.route.topk_weights,
+                        .shared = {},
+                        .out = out_},
+            .norm = norm_};
   }
+  absl::Status Combine(const Routing& r) { return backend_->ExpertCombine(End(r).combine); }
 
   // Weights of the experts that were called, rows in, rows out.
   BenchRow ProductRow(const Weight& weight, double experts, double rows_in,
@@ -222,9 +259,11 @@ class MoeBench {
   const bool even_;
   bool fp8_ = false;
   Backend* backend_ = nullptr;
-  std::unique_ptr<Weight> gate_up_, down_;
+  std::unique_ptr<Weight> gate_up_, down_, router_;
   std::vector<Routing> routings_;
   TensorView x_, act_, expert_out_, out_;
+  RmsNormArgs norm_;
+  NormAndRouteArgs routed_;
 };
 
 }  // namespace

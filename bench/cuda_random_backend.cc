@@ -172,8 +172,24 @@ absl::Status RandomBackend::MlaAttention(const MlaAttentionArgs& args) {
 
 absl::Status RandomBackend::ExpertDispatch(const ExpertDispatchArgs& args) {
   RETURN_IF_ERROR(Plain(inner_->ExpertDispatch(args)));
+  return CountExperts(args.plan);
+}
+
+absl::Status RandomBackend::NormAndRoute(const NormAndRouteArgs& args) {
+  CountWeight(*args.router, 1);
+  RETURN_IF_ERROR(Plain(inner_->NormAndRoute(args)));
+  return args.plan.cu_rows.present() ? CountExperts(args.plan) : absl::OkStatus();
+}
+
+absl::Status RandomBackend::FinishExperts(const GroupedGemmArgs& down,
+                                          const CombineAndNormArgs& end) {
+  CountWeight(*down.weight, used_experts_);
+  return Plain(inner_->FinishExperts(down, end));
+}
+
+absl::Status RandomBackend::CountExperts(const DispatchPlan& plan) {
   if (mode_ != Mode::kCount) return absl::OkStatus();
-  const TensorView& device = args.plan.cu_rows;
+  const TensorView& device = plan.cu_rows;
   std::vector<int32_t> cu_rows(device.dim(0));
   RETURN_IF_ERROR(inner_->Read(TensorView(cu_rows.data(), DType::kI32, {device.dim(0)}), device));
   used_experts_ = 0;

@@ -99,6 +99,11 @@ class RandomBackend : public Backend {
   absl::Status ExpertCombine(const ExpertCombineArgs& args) override {
     return Plain(inner_->ExpertCombine(args));
   }
+  absl::Status NormAndRoute(const NormAndRouteArgs& args) override;
+  absl::Status CombineAndNorm(const CombineAndNormArgs& args) override {
+    return Plain(inner_->CombineAndNorm(args));
+  }
+  absl::Status FinishExperts(const GroupedGemmArgs& down, const CombineAndNormArgs& end) override;
   absl::Status SampleTokens(const SampleTokensArgs& args) override {
     return Plain(inner_->SampleTokens(args));
   }
@@ -109,6 +114,7 @@ class RandomBackend : public Backend {
     return status;
   }
   void CountWeight(const Weight& weight, double groups);
+  absl::Status CountExperts(const DispatchPlan& plan);
 
   std::unique_ptr<Backend> inner_;
   Mode mode_ = Mode::kDirect;

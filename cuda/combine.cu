@@ -1,13 +1,18 @@
-// ExpertCombine: out[t] = sum_j weights[t, j] * expert_out[token_row[t, j]] + shared[t].
+// ExpertCombine and CombineAndNorm: out[t] = sum_j weights[t, j] * expert_out[token_row[t, j]] +
+// shared[t]; the second adds that to the residual and norms.
 //
 // A thread owns eight neighbouring columns of one token and walks its choices in order; the loads of
 // several choices are under way at once. 64 tokens of 7168 with 8 bf16 rows each and f32 out read
-// and write 64 * 7168 * (8 * 2 + 2 + 4) = 10 MB, 3.4 us at 3 TB/s. No barriers.
+// and write 64 * 7168 * (8 * 2 + 2 + 4) = 10 MB, 3.4 us at 3 TB/s. With the norm a block has the
+// whole token and its sum never leaves the registers: 64 * 7168 * (8 * 2 + 4 + 4 + 2) = 12 MB, where
+// two kernels move 15.
+//
+// Barriers: that of the norm (norm_row.h).
 #include "cuda/combine.h"
 
+#include "cuda/combine_row.h"
 #include "cuda/device/launch.h"
-#include "cuda/device/thread.h"
-#include "cuda/row_vector.h"
+#include "cuda/norm_row.h"
 
 namespace jevons::cuda {
 namespace {
@@ -15,46 +20,11 @@ namespace {
 using device::Bf16;
 
 constexpr int kMostThreads = 256;
-// Rows of experts that a thread reads before it adds the first of them.
-constexpr int kLoadsUnderWay = 4;
 
 struct KernelArgs {
   ExpertCombineParams p;
   bool whole;
 };
-
-template <typename Shared>
-__device__ __forceinline__ void AddShared(const KernelArgs& args, int64_t t, int vector,
-                                          float (&sum)[kRowVector]) {
-  float v[kRowVector];
-  LoadVector(static_cast<const Shared*>(args.p.shared) + t * args.p.shared_stride, vector,
-             args.p.hidden, args.whole, v);
-#pragma unroll
-  for (int i = 0; i < kRowVector; ++i) sum[i] += v[i];
-}
-
-// Adds the choices [first, first + kLoadsUnderWay) of token t.
-template <typename Expert>
-__device__ __forceinline__ void AddChoices(const ExpertCombineParams& p, const Expert* expert_out,
-                                           int64_t t, int first, int vector, bool whole,
-                                           float (&sum)[kRowVector]) {
-  bool there[kLoadsUnderWay];
-  float v[kLoadsUnderWay][kRowVector];
-#pragma unroll
-  for (int i = 0; i < kLoadsUnderWay; ++i) {
-    const int j = first + i;
-    const int32_t row = j < p.top_k ? p.token_row[t * p.top_k + j] : -1;
-    there[i] = row >= 0 && row < p.num_rows;
-    if (there[i]) LoadVector(expert_out + row * p.expert_stride, vector, p.hidden, whole, v[i]);
-  }
-#pragma unroll
-  for (int i = 0; i < kLoadsUnderWay; ++i) {
-    if (!there[i]) continue;
-    const float weight = p.weights[t * p.top_k + first + i];
-#pragma unroll
-    for (int c = 0; c < kRowVector; ++c) sum[c] = device::Fma(weight, v[i][c], sum[c]);
-  }
-}
 
 template <typename Expert, typename Out>
 __global__ void __launch_bounds__(kMostThreads)
@@ -63,19 +33,19 @@ __global__ void __launch_bounds__(kMostThreads)
   const int64_t t = device::BlockIdxX();
   const int vector = device::BlockIdxY() * device::BlockDim() + device::ThreadIdx();
   if (vector >= NumVectors(p.hidden)) return;
-  const Expert* expert_out = static_cast<const Expert*>(p.expert_out);
-  float sum[kRowVector] = {};
-  for (int first = 0; first < p.top_k; first += kLoadsUnderWay) {
-    AddChoices(p, expert_out, t, first, vector, args.whole, sum);
-  }
-  if (p.shared != nullptr) {
-    if (p.shared_type == Element::kF32) {
-      AddShared<float>(args, t, vector, sum);
-    } else {
-      AddShared<Bf16>(args, t, vector, sum);
-    }
-  }
+  float sum[kRowVector];
+  CombinedDelta<Expert>{p, t, args.whole}.Load(vector, sum);
   StoreVector(sum, vector, p.hidden, args.whole, static_cast<Out*>(p.out) + t * p.out_stride);
+}
+
+template <typename Expert, typename Out>
+__global__ void __launch_bounds__(kNormThreads, 1)
+    CombineAndNormKernel(const __grid_constant__ CombineAndNormArgs args) {
+  const int64_t t = device::BlockIdxX();
+  using Delta = CombinedDelta<Expert>;
+  const NormRow<float, Delta, Out> row(args.norm, t, Delta{args.combine, t, args.whole},
+                                       args.whole);
+  NormInBlock(row, args.norm.hidden, args.norm.eps, device::SharedMemory<NormShared>());
 }
 
 }  // namespace
@@ -108,6 +78,35 @@ cudaError_t LaunchExpertCombine(const ExpertCombineParams& p, const DeviceFacts&
           ? (from_f32 ? &ExpertCombineKernel<float, float> : &ExpertCombineKernel<Bf16, float>)
           : (from_f32 ? &ExpertCombineKernel<float, Bf16> : &ExpertCombineKernel<Bf16, Bf16>);
   return Launch(kernel, shape, stream, KernelArgs{p, plan.whole});
+}
+
+CombinePlan ChooseCombineAndNorm(const ExpertCombineParams& combine, const RmsNormParams& norm) {
+  const CombinePlan of_combine = ChooseCombine(combine);
+  const RowsPlan of_norm = ChooseRmsNorm(norm);
+  return {of_norm.threads, 1, of_combine.whole && of_norm.whole};
+}
+
+bool CanCombineAndNorm(const ExpertCombineParams& combine, const RmsNormParams& norm) {
+  return combine.expert_type != Element::kF16 && combine.shared_type != Element::kF16 &&
+         combine.out_type == Element::kF32 && norm.x_type == Element::kF32 &&
+         norm.out_type != Element::kF16 && norm.low == nullptr &&
+         combine.num_tokens == norm.num_tokens && combine.hidden == norm.hidden;
+}
+
+cudaError_t LaunchCombineAndNorm(const ExpertCombineParams& combine, const RmsNormParams& norm,
+                                 const DeviceFacts&, cudaStream_t stream) {
+  if (!CanCombineAndNorm(combine, norm)) return cudaErrorInvalidValue;
+  const CombinePlan plan = ChooseCombineAndNorm(combine, norm);
+  LaunchShape shape;
+  shape.grid = dim3(static_cast<unsigned>(norm.num_tokens));
+  shape.block = plan.threads;
+  shape.smem_bytes = sizeof(NormShared);
+  const bool from_f32 = combine.expert_type == Element::kF32;
+  const auto kernel =
+      norm.out_type == Element::kF32
+          ? (from_f32 ? &CombineAndNormKernel<float, float> : &CombineAndNormKernel<Bf16, float>)
+          : (from_f32 ? &CombineAndNormKernel<float, Bf16> : &CombineAndNormKernel<Bf16, Bf16>);
+  return Launch(kernel, shape, stream, CombineAndNormArgs{combine, norm, plan.whole});
 }
 
 }  // namespace jevons::cuda

@@ -1,5 +1,4 @@
-// The end of the routed experts: what came back for a token is summed. Contract: ExpertCombine in
-// ops/moe.h.
+// The end of the routed experts: what came back for a token is summed. Contracts: ops/moe.h.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -8,6 +7,7 @@
 
 #include "cuda/device_facts.h"
 #include "cuda/element.h"
+#include "cuda/rows.h"
 
 namespace jevons::cuda {
 
@@ -42,9 +42,16 @@ struct CombinePlan {
 };
 
 CombinePlan ChooseCombine(const ExpertCombineParams& params);
+CombinePlan ChooseCombineAndNorm(const ExpertCombineParams& combine, const RmsNormParams& norm);
 
 // Queues one kernel; no tokens is a success, f16 is cudaErrorInvalidValue.
 cudaError_t LaunchExpertCombine(const ExpertCombineParams& params, const DeviceFacts& device,
                                 cudaStream_t stream);
+
+// RmsNorm with what ExpertCombine gives as its delta, bit for bit, in one kernel: combine.out and
+// norm.delta are neither written nor read. For f32 sums and an f32 residual: CanCombineAndNorm.
+bool CanCombineAndNorm(const ExpertCombineParams& combine, const RmsNormParams& norm);
+cudaError_t LaunchCombineAndNorm(const ExpertCombineParams& combine, const RmsNormParams& norm,
+                                 const DeviceFacts& device, cudaStream_t stream);
 
 }  // namespace jevons::cuda

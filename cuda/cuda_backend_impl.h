@@ -7,10 +7,12 @@
 #include <string>
 
 #include "cuda/cuda_backend.h"
+#include "cuda/cuda_weight.h"
 #include "cuda/device_facts.h"
 #include "cuda/device_memory.h"
 #include "cuda/graph_cache.h"
 #include "cuda/pack.h"
+#include "cuda/router.h"
 #include "ops/validate.h"
 
 namespace jevons::cuda {
@@ -57,6 +59,9 @@ class CudaBackend : public Backend {
   absl::Status ExpertDispatch(const ExpertDispatchArgs& args) override;
   absl::Status RouteAndDispatch(const RouteTopKArgs& route, const DispatchPlan& plan) override;
   absl::Status ExpertCombine(const ExpertCombineArgs& args) override;
+  absl::Status NormAndRoute(const NormAndRouteArgs& args) override;
+  absl::Status CombineAndNorm(const CombineAndNormArgs& args) override;
+  absl::Status FinishExperts(const GroupedGemmArgs& down, const CombineAndNormArgs& end) override;
   absl::Status RankDispatch(const RankDispatchArgs& args) override;
   absl::Status ReturnRows(const ReturnRowsArgs& args) override;
   absl::Status SampleTokens(const SampleTokensArgs& args) override;
@@ -69,6 +74,13 @@ class CudaBackend : public Backend {
   // Scratch of at least `bytes`, kept between calls. FAILED_PRECONDITION where it would have to grow
   // while a step is recorded.
   absl::Status Reserve(std::unique_ptr<DeviceBuffer>& scratch, int64_t bytes);
+
+  // Each queues its kernels; the arguments are valid. NormThenRoute gives the bits of NormAndRoute
+  // for a step that one kernel does not take.
+  absl::Status ChooseAndDispatch(const RouteTopKParams& params, const RouteTopKArgs& route,
+                                 const DispatchPlan& plan);
+  absl::Status NormThenRoute(const RouterParams& params, const CudaWeight& weight,
+                             const NormAndRouteArgs& args);
 
   // Copies the rows of one part and packs them behind `params.row_offset`.
   absl::Status PackPart(const WeightPart& part, PackParams params);
@@ -85,7 +97,8 @@ class CudaBackend : public Backend {
   StagingRing writes_{kWriteSlots};
   StagingRing uploads_{kUploadSlots};
   std::unique_ptr<DeviceBuffer> attention_scratch_;
-  std::unique_ptr<DeviceBuffer> route_counter_;  // blocks that are done; 0 between launches
+  std::unique_ptr<DeviceBuffer> block_counter_;  // blocks that are done; 0 between launches
+  std::unique_ptr<DeviceBuffer> router_scratch_;
   std::unique_ptr<DeviceBuffer> raw_rows_;
   GraphCache graphs_;
 };

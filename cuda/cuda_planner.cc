@@ -6,6 +6,7 @@
 #include "cuda/cuda_backend_impl.h"
 #include "cuda/cuda_weight.h"
 #include "cuda/mla.h"
+#include "cuda/router.h"
 #include "ops/validate.h"
 
 namespace jevons {
@@ -48,7 +49,7 @@ class CudaPlanner : public Backend {
     return absl::StrCat("plan for cuda (", ToAbsl(spec_.name), ")");
   }
   BackendTraits traits() const override { return CudaTraits(true); }
-  int64_t AvailableBytes() const override { return available_ - attention_bytes_; }
+  int64_t AvailableBytes() const override { return available_ - attention_bytes_ - router_bytes_; }
 
   absl::StatusOr<std::unique_ptr<Buffer>> Allocate(int64_t bytes) override {
     Take(bytes);
@@ -92,6 +93,16 @@ class CudaPlanner : public Backend {
   absl::Status ExpertCombine(const ExpertCombineArgs&) override { return absl::OkStatus(); }
   absl::Status RankDispatch(const RankDispatchArgs&) override { return absl::OkStatus(); }
   absl::Status ReturnRows(const ReturnRowsArgs&) override { return absl::OkStatus(); }
+  absl::Status NormAndRoute(const NormAndRouteArgs& args) override {
+    const int64_t bytes = RouterScratchBytes(args.norm.x.dim(0), args.norm.out.stride[0],
+                                             args.route.logits.stride[0]);
+    router_bytes_ = std::max(router_bytes_, bytes);
+    return absl::OkStatus();
+  }
+  absl::Status CombineAndNorm(const CombineAndNormArgs&) override { return absl::OkStatus(); }
+  absl::Status FinishExperts(const GroupedGemmArgs&, const CombineAndNormArgs&) override {
+    return absl::OkStatus();
+  }
   absl::Status SampleTokens(const SampleTokensArgs&) override { return absl::OkStatus(); }
 
  private:
@@ -101,6 +112,7 @@ class CudaPlanner : public Backend {
   const DeviceFacts facts_;
   int64_t available_;
   int64_t attention_bytes_ = 0;
+  int64_t router_bytes_ = 0;
 };
 
 }  // namespace

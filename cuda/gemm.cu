@@ -150,6 +150,25 @@ bool Valid(const GemmParams& params, const GemmPlan& plan) {
 
 }  // namespace
 
+GemmLaunch MakeGemmLaunch(const GemmParams& params, const GemmPlan& plan) {
+  GemmLaunch launch;
+  launch.params = params;
+  launch.x_alignment = AlignmentOf(params);
+  launch.warps_per_strip = plan.warps_per_strip;
+  while (1 << launch.strip_shift < plan.warps_per_strip) ++launch.strip_shift;
+  launch.tile_tokens = plan.tile_tokens;
+  launch.tile_strips = kGemmWarps / plan.warps_per_strip;
+  launch.strip_tiles = StripTiles(params, plan.warps_per_strip);
+  launch.num_strips = PaddedRows(params.layout) / kStripRows;
+  launch.num_stages = CeilDiv(params.layout.k, kStageColumns);
+  launch.num_rounds = CeilDiv(params.layout.k, kSpanColumns * plan.warps_per_strip);
+  if (!params.one_weight) {
+    launch.group_bytes = PackedBytes(params.layout);
+    launch.group_scales = ScaleBytes(params.layout) / 4;
+  }
+  return launch;
+}
+
 GemmPlan PlanGemm(const GemmParams& params, const DeviceFacts& device, int32_t tile_tokens,
                   int32_t warps_per_strip) {
   GemmPlan plan;
@@ -203,17 +222,7 @@ cudaError_t LaunchGemm(const GemmParams& params, const DeviceFacts& device, cuda
 cudaError_t LaunchGemm(const GemmParams& params, const GemmPlan& plan, cudaStream_t stream) {
   if (params.num_rows <= 0 || params.num_groups <= 0) return cudaSuccess;
   if (!Valid(params, plan)) return cudaErrorInvalidValue;
-  GemmLaunch launch;
-  launch.params = params;
-  launch.x_alignment = AlignmentOf(params);
-  launch.warps_per_strip = plan.warps_per_strip;
-  while (1 << launch.strip_shift < plan.warps_per_strip) ++launch.strip_shift;
-  launch.tile_tokens = plan.tile_tokens;
-  launch.tile_strips = kGemmWarps / plan.warps_per_strip;
-  launch.strip_tiles = StripTiles(params, plan.warps_per_strip);
-  launch.num_strips = PaddedRows(params.layout) / kStripRows;
-  launch.num_stages = CeilDiv(params.layout.k, kStageColumns);
-  launch.num_rounds = CeilDiv(params.layout.k, kSpanColumns * plan.warps_per_strip);
+  const GemmLaunch launch = MakeGemmLaunch(params, plan);
   LaunchShape shape;
   shape.grid = dim3(static_cast<unsigned>(plan.num_blocks));
   shape.block = kGemmThreads;

@@ -48,6 +48,7 @@ struct GemmParams {
   const float* scales = nullptr;  // kE4m3 alone
   PackedLayout layout;
   int32_t num_groups = 1;
+  bool one_weight = false;  // all groups have that of the first
 
   const void* x = nullptr;
   int64_t x_row_stride = 0;

@@ -182,11 +182,11 @@ class GemmBlock {
     if (round.num_stages == 0) return;
     const int64_t stage = static_cast<int64_t>(strip) * launch_.num_stages + span * kStagesPerSpan;
     round.weight = static_cast<const unsigned char*>(params_.weight) +
-                   round.tile.group * PackedBytes(params_.layout) +
+                   round.tile.group * launch_.group_bytes +
                    stage * (Traits::kRunsPerStage * kRunBytes) + device::LaneIdx() * 16;
     if constexpr (!Traits::kBf16) {
       const int blocks = ScaleBlocks(params_.layout);
-      const float* scale = params_.scales + round.tile.group * (ScaleBytes(params_.layout) / 4) +
+      const float* scale = params_.scales + round.tile.group * launch_.group_scales +
                            static_cast<int64_t>(strip) * 2 * blocks;
 #pragma unroll
       for (int i = 0; i < Traits::kSlicesPerSpan; ++i) {

@@ -19,7 +19,11 @@ struct GemmLaunch {
   int32_t num_strips = 0;   // of a group
   int32_t num_stages = 0;   // of a strip
   int32_t num_rounds = 0;
+  int64_t group_bytes = 0;   // from a group's weight to the next one's
+  int64_t group_scales = 0;  // the same of the scales, in floats
 };
+// In gemm.cu.
+GemmLaunch MakeGemmLaunch(const GemmParams& params, const GemmPlan& plan);
 
 // Tokens [first_row, first_row + num_rows) of a group, strips [first_strip, ...) of its weight.
 struct GemmTile {

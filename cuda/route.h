@@ -22,14 +22,17 @@ inline constexpr int32_t kMaxFusedTokens = 256;
 // What    scores, group limits, choice and weights of each token, as RouteTopK
 //         Behind the choices stand num_fixed experts that every token has, with weight 1
 // Shapes  logits f32 [num_tokens, num_experts], num_experts at most kMaxExperts and a multiple of
-//         n_group; bias f32 [num_experts] or null; topk_idx i32, topk_weights f32
-//         [num_tokens, top_k + num_fixed], at most kMaxTopK, top_k at most num_experts; row_limit i32 [1] or null
+//         n_group; logits_low the same, or null: is added to logits in place first, where a row
+//         chooses; bias f32 [num_experts] or null; topk_idx i32, topk_weights f32
+//         [num_tokens, top_k + num_fixed], at most kMaxTopK, top_k at most num_experts;
+//         row_limit i32 [1] or null
 // Edge    a row with NaN among its choices gets topk_idx 0 .. top_k - 1 and NaN weights; rows from
 //         *row_limit on get -1 and weight 0
 // Order   fixed by num_experts and top_k. Scores are f32: choices that are equal in f32 go by index,
 //         and a score below 1e-38, where f32 ends, has few digits or is 0
 struct RouteTopKParams {
-  const float* logits = nullptr;
+  float* logits = nullptr;
+  const float* logits_low = nullptr;
   const float* bias = nullptr;
   const int32_t* row_limit = nullptr;
   int32_t* topk_idx = nullptr;

@@ -100,7 +100,7 @@ __host__ __device__ constexpr int NumVectors(int width) {
 }
 
 // The threads of a block that has one vector for each, up to `most`.
-constexpr int ThreadsForVectors(int num_vectors, int most) {
+__host__ __device__ constexpr int ThreadsForVectors(int num_vectors, int most) {
   const int whole_warps = (num_vectors + 31) / 32 * 32;
   return whole_warps < 32 ? 32 : whole_warps < most ? whole_warps : most;
 }

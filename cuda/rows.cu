@@ -7,7 +7,7 @@
 // 5.5 MB, 1.8 us at 3 TB/s; a single row is bound by the latency of its loads, so a thread issues
 // all of them before it uses the first.
 //
-// Barriers: two in RmsNorm's sum, around the exchange of the warps' sums.
+// Barriers: that of RmsNorm's sum (norm_row.h).
 #include "cuda/rows.h"
 
 #include <cmath>
@@ -15,8 +15,7 @@
 
 #include "cuda/device/launch.h"
 #include "cuda/device/thread.h"
-#include "cuda/device/warp.h"
-#include "cuda/row_vector.h"
+#include "cuda/norm_row.h"
 
 namespace jevons::cuda {
 namespace {
@@ -24,21 +23,10 @@ namespace {
 using device::Bf16;
 
 constexpr int kMostThreads = 256;
-// RmsNorm's block is larger, as one row has no other.
-constexpr int kNormThreads = 512;
-// Vectors of x that a thread of RmsNorm keeps in registers: 8192 columns; what lies past is read
-// again.
-constexpr int kNormHeld = 2;
-static_assert(kNormThreads % 32 == 0 && kNormThreads <= 1024);
-
 template <typename P>
 struct Planned {
   P p;
   RowsPlan plan;
-};
-
-struct NormShared {
-  float warp_sum[kNormThreads / 32];
 };
 
 __device__ __forceinline__ void FillNan(float (&v)[kRowVector]) {
@@ -76,110 +64,19 @@ __global__ void __launch_bounds__(kMostThreads)
   StoreVector(v, vector, p.hidden, args.plan.whole, p.out + t * p.out_stride);
 }
 
-// The sum over the block, the same in every thread: lanes by halving distance, then warps in order.
-__device__ __forceinline__ float BlockSum(float value, NormShared& shared) {
-#pragma unroll
-  for (int distance = 16; distance > 0; distance /= 2) value += device::ShflXor(value, distance);
-  if (device::LaneIdx() == 0) shared.warp_sum[device::WarpIdx()] = value;
-  device::SyncThreads();
-  float sum = 0;
-  for (int w = 0; w < device::BlockDim() / 32; ++w) sum += shared.warp_sum[w];
-  return sum;
-}
-
-// One row of RmsNorm. Delta is void where there is none.
-template <typename X, typename Delta, typename Out>
-struct NormRow {
-  X* x;
-  const Delta* delta;
-  const float* weight;
-  Out* out;
-  int hidden;
-  bool whole;
-
-  __device__ __forceinline__ void Read(int vector, float (&v)[kRowVector]) const {
-    LoadVector(x, vector, hidden, whole, v);
-  }
-  // Reads what the norm is taken of; with a delta it becomes the new x.
-  __device__ __forceinline__ void ReadSum(int vector, float (&v)[kRowVector]) const {
-    Read(vector, v);
-    if constexpr (!std::is_void_v<Delta>) {
-      float d[kRowVector];
-      LoadVector(delta, vector, hidden, whole, d);
-#pragma unroll
-      for (int i = 0; i < kRowVector; ++i) v[i] += d[i];
-    }
-  }
-  __device__ __forceinline__ void KeepSum(int vector, const float (&v)[kRowVector]) const {
-    if constexpr (!std::is_void_v<Delta>) StoreVector(v, vector, hidden, whole, x);
-  }
-  __device__ __forceinline__ void Write(int vector, float factor, float (&v)[kRowVector]) const {
-    float w[kRowVector];
-    LoadVector(weight, vector, hidden, whole, w);
-#pragma unroll
-    for (int i = 0; i < kRowVector; ++i) v[i] = v[i] * factor * w[i];
-    StoreVector(v, vector, hidden, whole, out);
-  }
-};
-
-__device__ __forceinline__ float AddSquares(const float (&v)[kRowVector], float sum) {
-#pragma unroll
-  for (int i = 0; i < kRowVector; ++i) sum = device::Fma(v[i], v[i], sum);
-  return sum;
-}
-
-template <typename X, typename Delta, typename Out>
-__device__ __forceinline__ NormRow<X, Delta, Out> RowOf(const Planned<RmsNormParams>& args,
-                                                        int64_t t) {
-  const RmsNormParams& p = args.p;
-  const Delta* delta = nullptr;
-  if constexpr (!std::is_void_v<Delta>) {
-    delta = static_cast<const Delta*>(p.delta) + t * p.delta_stride;
-  }
-  return {static_cast<X*>(p.x) + t * p.x_stride,       delta,    p.weight,
-          static_cast<Out*>(p.out) + t * p.out_stride, p.hidden, args.plan.whole};
-}
-
 template <typename X, typename Delta, typename Out>
 __global__ void __launch_bounds__(kNormThreads, 2)
     RmsNormKernel(const __grid_constant__ Planned<RmsNormParams> args) {
   const RmsNormParams& p = args.p;
-  const auto row = RowOf<X, Delta, Out>(args, device::BlockIdxX());
-  const int num_vectors = NumVectors(p.hidden);
-  const int step = device::BlockDim();
-  float held[kNormHeld][kRowVector] = {};
-#pragma unroll
-  for (int i = 0; i < kNormHeld; ++i) {
-    const int vector = device::ThreadIdx() + i * step;
-    if (vector < num_vectors) row.ReadSum(vector, held[i]);
-  }
-  float sum = 0;
-#pragma unroll
-  for (int i = 0; i < kNormHeld; ++i) {
-    const int vector = device::ThreadIdx() + i * step;
-    if (vector >= num_vectors) continue;
-    row.KeepSum(vector, held[i]);
-    sum = AddSquares(held[i], sum);
-  }
-  const int first_unheld = device::ThreadIdx() + kNormHeld * step;
-  for (int vector = first_unheld; vector < num_vectors; vector += step) {
-    float v[kRowVector];
-    row.ReadSum(vector, v);
-    row.KeepSum(vector, v);
-    sum = AddSquares(v, sum);
-  }
-  const float mean =
-      BlockSum(sum, device::SharedMemory<NormShared>()) / static_cast<float>(p.hidden);
-  const float factor = 1.0f / sqrtf(mean + p.eps);
-#pragma unroll
-  for (int i = 0; i < kNormHeld; ++i) {
-    const int vector = device::ThreadIdx() + i * step;
-    if (vector < num_vectors) row.Write(vector, factor, held[i]);
-  }
-  for (int vector = first_unheld; vector < num_vectors; vector += step) {
-    float v[kRowVector];
-    row.Read(vector, v);
-    row.Write(vector, factor, v);
+  const int64_t t = device::BlockIdxX();
+  const bool whole = args.plan.whole;
+  const auto row = [&](auto delta) { return NormRow<X, decltype(delta), Out>(p, t, delta, whole); };
+  NormShared& shared = device::SharedMemory<NormShared>();
+  if constexpr (std::is_void_v<Delta>) {
+    NormInBlock(row(NoDelta()), p.hidden, p.eps, shared);
+  } else {
+    const Delta* delta = static_cast<const Delta*>(p.delta) + t * p.delta_stride;
+    NormInBlock(row(DeltaRow<Delta>{delta, p.hidden, whole}), p.hidden, p.eps, shared);
   }
 }
 
@@ -288,6 +185,13 @@ cudaError_t LaunchRows(void (*kernel)(KernelArgs), const P& params, const RowsPl
 
 using NormKernel = void (*)(const Planned<RmsNormParams>);
 
+// What rounding leaves is written where there is a delta alone: of the router's input.
+NormKernel PickSplitNorm(const RmsNormParams& p) {
+  const bool known = p.x_type == Element::kF32 && p.out_type == Element::kBF16 &&
+                     p.delta != nullptr && p.delta_type == Element::kF32;
+  return known ? &RmsNormKernel<float, float, SplitBf16> : nullptr;
+}
+
 template <typename Out>
 NormKernel PickNorm(const RmsNormParams& p) {
   if (p.x_type == Element::kBF16) {
@@ -311,11 +215,12 @@ RowsPlan ChooseEmbed(const EmbedParams& p) {
 
 RowsPlan ChooseRmsNorm(const RmsNormParams& p) {
   RowsPlan plan;
-  plan.threads = ThreadsForVectors(NumVectors(p.hidden), kNormThreads);
+  plan.threads = NormThreads(p.hidden);
   plan.blocks_per_row = 1;
   plan.whole = RowsAllowVectors(p.x, p.x_stride, p.hidden) &&
                RowsAllowVectors(p.delta, p.delta == nullptr ? 0 : p.delta_stride, p.hidden) &&
                RowsAllowVectors(p.out, p.out_stride, p.hidden) &&
+               RowsAllowVectors(p.low, p.out_stride, p.hidden) &&
                RowsAllowVectors(p.weight, 0, p.hidden);
   return plan;
 }
@@ -347,7 +252,8 @@ cudaError_t LaunchEmbed(const EmbedParams& p, const DeviceFacts&, cudaStream_t s
 }
 
 cudaError_t LaunchRmsNorm(const RmsNormParams& p, const DeviceFacts&, cudaStream_t stream) {
-  const NormKernel kernel = p.out_type == Element::kF32    ? PickNorm<float>(p)
+  const NormKernel kernel = p.low != nullptr               ? PickSplitNorm(p)
+                            : p.out_type == Element::kF32  ? PickNorm<float>(p)
                             : p.out_type == Element::kBF16 ? PickNorm<Bf16>(p)
                                                            : nullptr;
   if (kernel == nullptr) return cudaErrorInvalidValue;

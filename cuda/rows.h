@@ -7,6 +7,7 @@
 
 #include <cstdint>
 
+#include "cuda/device/bf16.h"
 #include "cuda/device_facts.h"
 #include "cuda/element.h"
 
@@ -32,7 +33,8 @@ struct EmbedParams {
 
 // What    if delta is there: x += delta in place; then out = x / sqrt(mean(x^2) + eps) * weight
 // Shapes  x [num_tokens, hidden] f32, or bf16 without delta; delta the same, f32 or bf16, or null;
-//         weight f32 [hidden]; out f32 or bf16, may be x
+//         weight f32 [hidden]; out f32 or bf16, may be x; low bf16, laid out as out, or null: what is
+//         left of the row after out's rounding, rounded in turn; then x and delta are f32, out bf16
 // Edge    NaN in a row stays in that row
 // Order   the sum of squares has an order that hidden alone decides, not alignment, type or row
 struct RmsNormParams {
@@ -40,6 +42,7 @@ struct RmsNormParams {
   const void* delta = nullptr;
   const float* weight = nullptr;
   void* out = nullptr;
+  device::Bf16* low = nullptr;
   Element x_type = Element::kF32;
   Element delta_type = Element::kF32;
   Element out_type = Element::kBF16;

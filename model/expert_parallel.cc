@@ -192,14 +192,15 @@ absl::Status ExpertParallel::Compute(int32_t part_idx, const MlpWeights& experts
 absl::Status ExpertParallel::Combine(int32_t part_idx, const RoutedTokens& tokens) {
   const Part& part = parts_[part_idx];
   RETURN_IF_ERROR(FinishExchange(part_idx));
-  return backend_->ExpertCombine(
-      {.expert_out = part.returned.Slice(0, Sum(part.amounts.choices_out)),
-       .plan = {.cu_rows = {},
-                .row_token = {},
-                .token_row = part.plan.return_row.Slice(0, tokens.out.dim(0))},
-       .topk_weights = tokens.topk_weights,
-       .shared = tokens.shared,
-       .out = tokens.out});
+  return backend_->CombineAndNorm(
+      {.combine = {.expert_out = part.returned.Slice(0, Sum(part.amounts.choices_out)),
+                   .plan = {.cu_rows = {},
+                            .row_token = {},
+                            .token_row = part.plan.return_row.Slice(0, tokens.out.dim(0))},
+                   .topk_weights = tokens.topk_weights,
+                   .shared = tokens.shared,
+                   .out = tokens.out},
+       .norm = tokens.norm});
 }
 
 void ExpertParallel::Abandon(const absl::Status& error) {

@@ -39,7 +39,8 @@ struct RoutedTokens {
   TensorView topk_idx;      // i32 [num_tokens, top_k]
   TensorView topk_weights;  // f32 [num_tokens, top_k]
   TensorView shared;        // [num_tokens, hidden] or absent: added last
-  TensorView out;           // f32 [num_tokens, hidden]
+  TensorView out;           // f32 [num_tokens, hidden], undefined afterwards
+  RmsNormArgs norm;         // of what follows, with `out` as its delta
 };
 
 // All ranks run the same layers in the same order, each with its own tokens, of which it may have

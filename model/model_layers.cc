@@ -32,6 +32,7 @@ absl::Status ModelRunner::Layers(std::span<const Step> parts) {
                                      .table = weights_.embedding.view,
                                      .out = Rows(work_.x, part),
                                      .drawn = samples() ? sampler_->drawn() : TensorView()}));
+    RETURN_IF_ERROR(backend_->RmsNorm(Normed(part, InputNorm(0), {})));
   }
   const int32_t num_layers = config_.num_hidden_layers;
   for (int32_t i = 0; i < num_layers; ++i) {
@@ -40,41 +41,38 @@ absl::Status ModelRunner::Layers(std::span<const Step> parts) {
     const MlpWeights& experts = weights_.layers[i].moe.experts;
     for (const Step& part : parts) RETURN_IF_ERROR(experts_->Compute(part.part_idx, experts));
   }
-  for (const Step& part : parts) {
-    RETURN_IF_ERROR(EndLayer(num_layers - 1, part));
-    RETURN_IF_ERROR(NormRows(part, Rows(work_.delta, part), weights_.final_norm));
-  }
+  for (const Step& part : parts) RETURN_IF_ERROR(EndLayer(num_layers - 1, part));
   return absl::OkStatus();
 }
 
 absl::Status ModelRunner::BeginLayer(int32_t layer_idx, const Step& step) {
   const LayerWeights& layer = weights_.layers[layer_idx];
   const TensorView delta = Rows(work_.delta, step);
-  // Each block leaves its output in `delta`; the next norm adds it to the residual on its way. What
-  // other ranks give for the layer before is waited for here, after the other part's experts.
-  TensorView pending;
-  if (layer_idx > 0) {
-    RETURN_IF_ERROR(EndLayer(layer_idx - 1, step));
-    pending = delta;
-  }
-  RETURN_IF_ERROR(NormRows(step, pending, layer.input_norm));
+  // What other ranks give for the layer before is waited for here, after the other part's experts.
+  RETURN_IF_ERROR(EndLayer(layer_idx - 1, step));
   RETURN_IF_ERROR(Attention(layer_idx, step));
-  RETURN_IF_ERROR(NormRows(step, delta, layer.post_attention_norm));
-  return config_.IsMoeLayer(layer_idx) ? Moe(layer_idx, step) : DenseMlp(layer.dense, step, delta);
+  const RmsNormArgs before = Normed(step, layer.post_attention_norm, delta);
+  if (config_.IsMoeLayer(layer_idx)) return Moe(layer_idx, step, before);
+  RETURN_IF_ERROR(backend_->RmsNorm(before));
+  RETURN_IF_ERROR(DenseMlp(layer.dense, step, delta));
+  return backend_->RmsNorm(NextNorm(layer_idx, step));
 }
 
 absl::Status ModelRunner::EndLayer(int32_t layer_idx, const Step& step) {
-  if (!SharesExperts(layer_idx)) return absl::OkStatus();
-  return experts_->Combine(step.part_idx, Routed(weights_.layers[layer_idx].moe, step));
+  if (layer_idx < 0 || !SharesExperts(layer_idx)) return absl::OkStatus();
+  RoutedTokens tokens = Routed(weights_.layers[layer_idx].moe, step);
+  tokens.norm = NextNorm(layer_idx, step);
+  return experts_->Combine(step.part_idx, tokens);
 }
 
-absl::Status ModelRunner::NormRows(const Step& step, const TensorView& pending,
-                                   const DeviceTensor& weight) {
-  return backend_->RmsNorm({.x = Rows(work_.x, step),
-                            .delta = pending,
-                            .weight = weight.view,
-                            .eps = static_cast<float>(config_.rms_norm_eps),
-                            .out = Rows(work_.norm, step)});
+// Each block leaves its output in `pending`; the norm adds it to the residual on its way.
+RmsNormArgs ModelRunner::Normed(const Step& step, const DeviceTensor& weight,
+                                const TensorView& pending) {
+  return {.x = Rows(work_.x, step),
+          .delta = pending,
+          .weight = weight.view,
+          .eps = static_cast<float>(config_.rms_norm_eps),
+          .out = Rows(work_.norm, step)};
 }
 
 absl::Status ModelRunner::Attention(int32_t layer_idx, const Step& step) {
@@ -142,7 +140,7 @@ absl::Status ModelRunner::DenseMlp(const MlpWeights& mlp, const Step& step, cons
   return backend_->Linear({.x = act, .weight = mlp.down.get(), .bias = {}, .out = out});
 }
 
-absl::Status ModelRunner::Moe(int32_t layer_idx, const Step& step) {
+absl::Status ModelRunner::Moe(int32_t layer_idx, const Step& step, const RmsNormArgs& before) {
   const MoeWeights& moe = weights_.layers[layer_idx].moe;
   const RoutedTokens tokens = Routed(moe, step);
   RouteTopKArgs route = RouterRule(config_);
@@ -153,15 +151,19 @@ absl::Status ModelRunner::Moe(int32_t layer_idx, const Step& step) {
   route.num_rows = step.cu_seqlens_q.Slice(step.cu_seqlens_q.dim(0) - 1, 1);
   route.topk_idx = tokens.topk_idx;
   route.topk_weights = tokens.topk_weights;
-  RETURN_IF_ERROR(backend_->Linear(
-      {.x = tokens.x, .weight = moe.router.get(), .bias = {}, .out = route.logits}));
-  if (experts_ != nullptr) {
-    RETURN_IF_ERROR(backend_->RouteTopK(route));
-    RETURN_IF_ERROR(experts_->Send(step.part_idx, layer_idx, tokens));
+  DispatchPlan plan;
+  if (experts_ == nullptr) {
+    plan = {.cu_rows = work_.cu_rows.view,
+            .row_token = work_.row_token.view.Slice(0, route.topk_idx.num_elements()),
+            .token_row = work_.token_row.view.Slice(0, step.num_tokens)};
   }
+  RETURN_IF_ERROR(backend_->NormAndRoute(
+      {.norm = before, .router = moe.router.get(), .route = route, .plan = plan}));
+  if (experts_ != nullptr) RETURN_IF_ERROR(experts_->Send(step.part_idx, layer_idx, tokens));
   // While tokens are on their way.
   if (tokens.shared.present()) RETURN_IF_ERROR(DenseMlp(moe.shared, step, tokens.shared));
-  return experts_ != nullptr ? absl::OkStatus() : LocalExperts(moe, route, tokens.shared);
+  if (experts_ != nullptr) return absl::OkStatus();
+  return LocalExperts(moe, plan, tokens, NextNorm(layer_idx, step));
 }
 
 RoutedTokens ModelRunner::Routed(const MoeWeights& moe, const Step& step) {
@@ -169,20 +171,16 @@ RoutedTokens ModelRunner::Routed(const MoeWeights& moe, const Step& step) {
           .topk_idx = Rows(work_.topk_idx, step),
           .topk_weights = Rows(work_.topk_weights, step),
           .shared = moe.shared.gate_up != nullptr ? Rows(work_.shared, step) : TensorView(),
-          .out = Rows(work_.delta, step)};
+          .out = Rows(work_.delta, step),
+          .norm = {}};
 }
 
-absl::Status ModelRunner::LocalExperts(const MoeWeights& moe, const RouteTopKArgs& route,
-                                       const TensorView& shared) {
-  const int64_t num_tokens = route.topk_idx.dim(0);
-  const int64_t num_rows = num_tokens * route.topk_idx.dim(1);
-  const DispatchPlan plan = {.cu_rows = work_.cu_rows.view,
-                             .row_token = work_.row_token.view.Slice(0, num_rows),
-                             .token_row = work_.token_row.view.Slice(0, num_tokens)};
-  RETURN_IF_ERROR(backend_->RouteAndDispatch(route, plan));
+absl::Status ModelRunner::LocalExperts(const MoeWeights& moe, const DispatchPlan& plan,
+                                       const RoutedTokens& tokens, const RmsNormArgs& after) {
+  const int64_t num_rows = tokens.topk_weights.num_elements();
   const TensorView act = work_.expert_act.view.Slice(0, num_rows);
   const TensorView expert_out = work_.expert_out.view.Slice(0, num_rows);
-  GatedUpArgs up = {.x = work_.norm.view.Slice(0, num_tokens),
+  GatedUpArgs up = {.x = tokens.x,
                     .cu_rows = plan.cu_rows,
                     .row_idx = plan.row_token,
                     .weight = moe.experts.gate_up.get(),
@@ -192,16 +190,17 @@ absl::Status ModelRunner::LocalExperts(const MoeWeights& moe, const RouteTopKArg
     up.workspace = work_.expert_gate_up.view.Slice(0, num_rows);
   }
   RETURN_IF_ERROR(backend_->GatedUp(up));
-  RETURN_IF_ERROR(backend_->GroupedGemm({.x = act,
-                                         .cu_rows = plan.cu_rows,
-                                         .row_idx = {},
-                                         .weight = moe.experts.down.get(),
-                                         .out = expert_out}));
-  return backend_->ExpertCombine({.expert_out = expert_out,
-                                  .plan = plan,
-                                  .topk_weights = route.topk_weights,
-                                  .shared = shared,
-                                  .out = work_.delta.view.Slice(0, num_tokens)});
+  return backend_->FinishExperts({.x = act,
+                                  .cu_rows = plan.cu_rows,
+                                  .row_idx = {},
+                                  .weight = moe.experts.down.get(),
+                                  .out = expert_out},
+                                 {.combine = {.expert_out = expert_out,
+                                              .plan = plan,
+                                              .topk_weights = tokens.topk_weights,
+                                              .shared = tokens.shared,
+                                              .out = tokens.out},
+                                  .norm = after});
 }
 
 }  // namespace jevons

@@ -104,10 +104,20 @@ class ModelRunner {
   absl::Status Layers(std::span<const Step> parts);
   // Up to the feed-forward of a layer, or until its tokens are on the way to other ranks.
   absl::Status BeginLayer(int32_t layer_idx, const Step& step);
-  // What the layer's experts on all ranks have given, where there are ranks.
+  // Takes what the layer's experts on all ranks have given, where there are ranks, through the next
+  // norm.
   absl::Status EndLayer(int32_t layer_idx, const Step& step);
   // `norm` of the workspace = norm of the residual, to which `pending` is added.
-  absl::Status NormRows(const Step& step, const TensorView& pending, const DeviceTensor& weight);
+  RmsNormArgs Normed(const Step& step, const DeviceTensor& weight, const TensorView& pending);
+  // Of a layer's input; behind the last layer of the head's.
+  const DeviceTensor& InputNorm(int32_t layer_idx) const {
+    return layer_idx < config_.num_hidden_layers ? weights_.layers[layer_idx].input_norm
+                                                 : weights_.final_norm;
+  }
+  // The norm that follows a layer: its delta gets what the layer gives.
+  RmsNormArgs NextNorm(int32_t layer_idx, const Step& step) {
+    return Normed(step, InputNorm(layer_idx + 1), Rows(work_.delta, step));
+  }
   // A step without queries, as if some rank had `most_tokens`.
   absl::Status WarmUpStep(int64_t num_tokens, int64_t most_tokens);
   absl::StatusOr<int64_t> WriteRows(std::span<const int32_t> rows);
@@ -116,10 +126,11 @@ class ModelRunner {
   // `delta` of the workspace = attention of the normed rows.
   absl::Status Attention(int32_t layer_idx, const Step& step);
   absl::Status DenseMlp(const MlpWeights& mlp, const Step& step, const TensorView& out);
-  absl::Status Moe(int32_t layer_idx, const Step& step);
-  // delta = experts of the choices, all of them on this rank.
-  absl::Status LocalExperts(const MoeWeights& moe, const RouteTopKArgs& route,
-                            const TensorView& shared);
+  // `before` is the norm in front of it.
+  absl::Status Moe(int32_t layer_idx, const Step& step, const RmsNormArgs& before);
+  // The experts of the choices, all of them on this rank, and the norm `after` them.
+  absl::Status LocalExperts(const MoeWeights& moe, const DispatchPlan& plan,
+                            const RoutedTokens& tokens, const RmsNormArgs& after);
   RoutedTokens Routed(const MoeWeights& moe, const Step& step);
   bool SharesExperts(int32_t layer_idx) const {
     return experts_ != nullptr && config_.IsMoeLayer(layer_idx);

@@ -56,6 +56,26 @@ absl::Status Backend::CopyWeight(const Weight&, Weight&) {
   return absl::UnimplementedError(Description() + " copies no weights");
 }
 
+absl::Status Backend::NormAndRoute(const NormAndRouteArgs& args) {
+  RETURN_IF_ERROR(Validate(args));
+  RETURN_IF_ERROR(RmsNorm(args.norm));
+  RETURN_IF_ERROR(
+      Linear({.x = args.norm.out, .weight = args.router, .bias = {}, .out = args.route.logits}));
+  return args.plan.cu_rows.present() ? RouteAndDispatch(args.route, args.plan)
+                                     : RouteTopK(args.route);
+}
+
+absl::Status Backend::CombineAndNorm(const CombineAndNormArgs& args) {
+  RETURN_IF_ERROR(Validate(args));
+  RETURN_IF_ERROR(ExpertCombine(args.combine));
+  return RmsNorm(args.norm);
+}
+
+absl::Status Backend::FinishExperts(const GroupedGemmArgs& down, const CombineAndNormArgs& end) {
+  RETURN_IF_ERROR(GroupedGemm(down));
+  return CombineAndNorm(end);
+}
+
 absl::Status Backend::RankDispatch(const RankDispatchArgs&) {
   return absl::UnimplementedError(Description() + " serves no group of ranks");
 }

@@ -129,6 +129,11 @@ class Backend {
   // RouteTopK, then ExpertDispatch of what it chose; a backend may do both at once.
   virtual absl::Status RouteAndDispatch(const RouteTopKArgs& route, const DispatchPlan& plan);
   virtual absl::Status ExpertCombine(const ExpertCombineArgs& args) = 0;
+  // The ops that each of these consists of, one after the other; a backend may do them at once.
+  virtual absl::Status NormAndRoute(const NormAndRouteArgs& args);
+  virtual absl::Status CombineAndNorm(const CombineAndNormArgs& args);
+  // `down`, whose output is end.combine.expert_out, then CombineAndNorm.
+  virtual absl::Status FinishExperts(const GroupedGemmArgs& down, const CombineAndNormArgs& end);
   // UNIMPLEMENTED by default: a backend that serves no group of ranks.
   virtual absl::Status RankDispatch(const RankDispatchArgs& args);
   virtual absl::Status ReturnRows(const ReturnRowsArgs& args);

@@ -2,6 +2,8 @@
 #pragma once
 
 #include "base/tensor_view.h"
+#include "ops/elementwise.h"
+#include "ops/weight.h"
 
 namespace jevons {
 
@@ -57,6 +59,21 @@ struct ExpertDispatchArgs {
   DispatchPlan plan;
 };
 
+// What    RmsNorm; route.logits = router h, where h is the normed row before it was rounded to the
+//         type of norm.out; RouteTopK; where the plan is there, ExpertDispatch of what was chosen
+// Shapes  router [n_experts, hidden]; route.logits is written; norm.out as the input of Linear;
+//         where h is rounded, norm.x and norm.delta are there in f32
+// Edge    as those ops; the logits of rows that choose nothing are undefined
+// Order   that of a row's logits depends on hidden alone, as in Linear
+// Error   kRouterTolerance * sum_k |w h| against fp64 of the logits; else as those ops
+struct NormAndRouteArgs {
+  RmsNormArgs norm;
+  const Weight* router = nullptr;
+  RouteTopKArgs route;
+  DispatchPlan plan;  // no view of it, or all
+};
+inline constexpr double kRouterTolerance = 1e-5;
+
 // What    out[t] = sum_j topk_weights[t, j] * expert_out[token_row[t, j]] in the order of j,
 //         then + shared[t]
 // Shapes  expert_out [num_rows, hidden] f32; topk_weights [num_tokens, top_k] f32;
@@ -72,5 +89,13 @@ struct ExpertCombineArgs {
   TensorView out;
 };
 inline constexpr double kExpertCombineTolerance = 1e-6;
+
+// What    ExpertCombine, then RmsNorm with the sum as its delta
+// Shapes  norm.delta is combine.out, f32, which may be left as it was
+// Edge, Order, Error as those two
+struct CombineAndNormArgs {
+  ExpertCombineArgs combine;
+  RmsNormArgs norm;
+};
 
 }  // namespace jevons

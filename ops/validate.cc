@@ -80,13 +80,6 @@ void CheckGroups(ArgCheck& check, const TensorView& x, const TensorView& cu_rows
   }
 }
 
-void CheckPlan(ArgCheck& check, const DispatchPlan& plan, int64_t num_tokens, int64_t top_k) {
-  check.Tensor("plan.cu_rows", plan.cu_rows, kI32, {kAnySize});
-  check.Tensor("plan.row_token", plan.row_token, kI32, {num_tokens * top_k});
-  check.Tensor("plan.token_row", plan.token_row, kI32, {num_tokens, top_k});
-  if (check.ok()) check.InRange("plan.cu_rows size", plan.cu_rows.dim(0), 2, INT32_MAX);
-}
-
 }  // namespace
 
 absl::Status Validate(const EmbedArgs& args, const ArgRules& rules) {
@@ -283,70 +276,6 @@ absl::Status CopyTensor(const TensorView& to, const TensorView& from) {
   const int64_t bytes = from.num_elements() * DTypeBytes(from.dtype);
   if (bytes > 0) std::memcpy(to.data, from.data, static_cast<size_t>(bytes));
   return absl::OkStatus();
-}
-
-absl::Status Validate(const RouteTopKArgs& args, const ArgRules& rules) {
-  ArgCheck check("RouteTopK");
-  const int64_t num_tokens = Dim(args.logits, 0);
-  const int64_t n_experts = Dim(args.logits, 1);
-  check.Tensor("logits", args.logits, kF32, {kAnySize, kAnySize}, Layout::kStrided);
-  check.OptionalTensor("bias", args.bias, kF32, {n_experts});
-  check.OptionalTensor("num_rows", args.num_rows, kI32, {1});
-  check.Tensor("topk_idx", args.topk_idx, kI32, {num_tokens, kAnySize});
-  check.Tensor("topk_weights", args.topk_weights, kF32, {num_tokens, Dim(args.topk_idx, 1)});
-  if (!check.ok()) return check.status();
-  check.InRange("n_experts", n_experts, 1, INT32_MAX);
-  check.InRange("n_group", args.n_group, 1, n_experts);
-  check.InRange("topk_group", args.topk_group, 1, args.n_group);
-  if (!check.ok()) return check.status();
-  if (n_experts % args.n_group != 0) {
-    check.Require(false,
-                  absl::StrCat("n_group must divide ", n_experts, " experts, got ", args.n_group));
-  }
-  const int64_t group_size = n_experts / args.n_group;
-  check.InRange("num_fixed", args.num_fixed, 0, args.topk_idx.dim(1) - 1);
-  check.InRange("top_k", args.topk_idx.dim(1) - args.num_fixed, 1, args.topk_group * group_size);
-  if (args.n_group == 1) return check.status();
-  check.Require(args.group_score != GroupScore::kNone, "group_score must be set where n_group > 1");
-  if (args.group_score == GroupScore::kTop2Sum) {
-    check.InRange("experts of a group", group_size, 2, INT32_MAX);
-  }
-  return check.status();
-}
-
-absl::Status Validate(const ExpertDispatchArgs& args, const ArgRules& rules) {
-  ArgCheck check("ExpertDispatch");
-  const int64_t num_tokens = Dim(args.topk_idx, 0);
-  const int64_t top_k = Dim(args.topk_idx, 1);
-  check.Tensor("topk_idx", args.topk_idx, kI32, {kAnySize, kAnySize});
-  if (check.ok()) check.InRange("num_tokens * top_k", num_tokens * top_k, 0, INT32_MAX);
-  CheckPlan(check, args.plan, num_tokens, top_k);
-  if (!check.ok() || !rules.read_indices) return check.status();
-  const int64_t num_experts = args.plan.cu_rows.dim(0) - 1;
-  for (int64_t i = 0; i < num_tokens * top_k; ++i) {
-    check.IndexInRange("topk_idx", i, args.topk_idx.ptr<int32_t>()[i], -1, num_experts - 1);
-  }
-  return check.status();
-}
-
-absl::Status Validate(const ExpertCombineArgs& args, const ArgRules& rules) {
-  ArgCheck check("ExpertCombine");
-  const int64_t num_tokens = Dim(args.topk_weights, 0);
-  const int64_t top_k = Dim(args.topk_weights, 1);
-  const int64_t hidden = Dim(args.expert_out, 1);
-  check.Tensor("expert_out", args.expert_out, FloatType(args.expert_out, rules),
-               {kAnySize, kAnySize}, Layout::kStrided);
-  check.Tensor("topk_weights", args.topk_weights, kF32, {kAnySize, kAnySize});
-  check.Tensor("plan.token_row", args.plan.token_row, kI32, {num_tokens, top_k});
-  check.OptionalTensor("shared", args.shared, FloatType(args.shared, rules), {num_tokens, hidden},
-                       Layout::kStrided);
-  check.Output("out", args.out, FloatType(args.out, rules), {num_tokens, hidden});
-  if (!check.ok() || !rules.read_indices) return check.status();
-  for (int64_t i = 0; i < num_tokens * top_k; ++i) {
-    check.IndexInRange("plan.token_row", i, args.plan.token_row.ptr<int32_t>()[i], -1,
-                       args.expert_out.dim(0) - 1);
-  }
-  return check.status();
 }
 
 }  // namespace jevons

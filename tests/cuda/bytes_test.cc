@@ -227,6 +227,58 @@ TEST_F(BytesTest, GatedUpReadsOnlyTheExpertsThatHaveRows) {
   }
 }
 
+TEST_F(BytesTest, NormAndRouteOfASmallStepReadsTheRouterOnce) {
+  constexpr int32_t kTopK = 4;
+  for (const Size& size : {Size{64, 64}, Size{80, 512}, Size{256, 1088}}) {
+    for (int64_t rows : {1, 5, 8}) {
+      const BytesCase c = {DType::kBF16, rows, size};
+      SCOPED_TRACE(NameOf(c));
+      const auto router = PackGroups(c.dtype, 1, 1, c.size.n, c.size.k);
+      const DeviceTensor x = Normal(DType::kF32, {rows, c.size.k});
+      const DeviceTensor delta = Normal(DType::kF32, {rows, c.size.k});
+      const DeviceTensor norm = Normal(DType::kF32, {c.size.k});
+      const DeviceTensor out = Normal(DType::kBF16, {rows, c.size.k});
+      const DeviceTensor logits = Normal(DType::kF32, {rows, c.size.n});
+      const DeviceTensor ids = Upload(TestTensor(DType::kI32, {rows, kTopK}));
+      const DeviceTensor weights = Normal(DType::kF32, {rows, kTopK});
+      NormAndRouteArgs args;
+      args.norm = {x.view, delta.view, norm.view, 1e-6f, out.view};
+      args.router = router.get();
+      args.route.logits = logits.view;
+      args.route.topk_idx = ids.view;
+      args.route.topk_weights = weights.view;
+      ExpectOnce(BytesRead(DataOf(*router), [&] { return backend_->NormAndRoute(args); }),
+                 c.bytes());
+    }
+  }
+}
+
+TEST_F(BytesTest, FinishExpertsReadsOnlyTheExpertsThatHaveRows) {
+  for (DType dtype : {DType::kBF16, DType::kF8E4M3}) {
+    const Spread spread = {{0, 1, 0, 2, 0, 0, 1}};
+    const BytesCase c = {dtype, spread.num_rows(), {192, 512}};
+    SCOPED_TRACE(NameOf(c));
+    const auto weight = PackGroups(dtype, spread.num_groups(), 1, c.size.n, c.size.k);
+    const DeviceTensor act = Normal(DType::kBF16, {c.rows, c.size.k});
+    const DeviceTensor rows = Normal(DType::kBF16, {c.rows, c.size.n});
+    const DeviceTensor cu_rows = Ints(spread.CuRows());
+    const DeviceTensor token_row = Ints({0, 1, 2, 3});
+    const DeviceTensor weights = Normal(DType::kF32, {2, 2});
+    const DeviceTensor x = Normal(DType::kF32, {2, c.size.n});
+    const DeviceTensor sum = Normal(DType::kF32, {2, c.size.n});
+    const DeviceTensor norm = Normal(DType::kF32, {c.size.n});
+    const DeviceTensor out = Normal(DType::kBF16, {2, c.size.n});
+    const TensorView token_rows(token_row.view.data, DType::kI32, {2, 2});
+    const int64_t read = BytesRead(DataOf(*weight), [&] {
+      return backend_->FinishExperts(
+          {act.view, cu_rows.view, {}, weight.get(), rows.view},
+          {.combine = {rows.view, {{}, {}, token_rows}, weights.view, {}, sum.view},
+           .norm = {x.view, sum.view, norm.view, 1e-6f, out.view}});
+    });
+    EXPECT_EQ(read, spread.num_active() * c.bytes());
+  }
+}
+
 // Each batch with a cache of bf16 and with one of FP8 entries.
 std::vector<std::pair<std::vector<int32_t>, DType>> WithEachCache(
     std::span<const std::vector<int32_t>> batches) {

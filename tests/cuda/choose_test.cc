@@ -2,11 +2,9 @@
 #include <cstdint>
 #include <tuple>
 
-#include "cuda/combine.h"
 #include "cuda/gemm.h"
 #include "cuda/mla.h"
 #include "cuda/mla_store.h"
-#include "cuda/route.h"
 #include "cuda/rows.h"
 #include "cuda/sample.h"
 #include "gtest/gtest.h"
@@ -302,70 +300,6 @@ TEST(ChooseRowsTest, OnlyAlignedRowsAreMovedInVectors) {
   params.table_stride = 64;
   params.table = kOdd;
   EXPECT_FALSE(ChooseEmbed(params).whole);
-}
-
-TEST(ChooseCombineTest, BlocksCoverEachRow) {
-  for (int32_t width : kWidths) {
-    ExpertCombineParams params = {.expert_out = kEven,
-                                  .out = kEven,
-                                  .num_tokens = 3,
-                                  .num_rows = 18,
-                                  .top_k = 6,
-                                  .hidden = width,
-                                  .expert_stride = width,
-                                  .out_stride = width};
-    const CombinePlan plan = ChooseCombine(params);
-    ExpectBlock(plan.threads);
-    EXPECT_GE(int64_t{plan.threads} * plan.blocks_per_token * 8, width);
-    EXPECT_LE(plan.blocks_per_token, kMostGridY);
-    EXPECT_EQ(plan.whole, width % 8 == 0);
-    params.shared = kOdd;
-    params.shared_stride = width;
-    EXPECT_FALSE(ChooseCombine(params).whole);
-  }
-}
-
-struct Routing {
-  int32_t num_experts;
-  int32_t top_k;
-  int32_t n_group;
-};
-const Routing kRoutings[] = {{1, 1, 1},   {12, 4, 4},  {64, 6, 1},     {160, 6, 8},
-                             {256, 8, 8}, {384, 8, 1}, {1024, 32, 32}, {1024, 32, 512}};
-
-TEST(ChooseRouteTest, EveryTokenHasAWarp) {
-  for (const Routing& routing : kRoutings) {
-    for (int32_t tokens : kTokens) {
-      const RouteTopKParams params = {.num_tokens = tokens,
-                                      .num_experts = routing.num_experts,
-                                      .top_k = routing.top_k,
-                                      .n_group = routing.n_group,
-                                      .topk_group = 1};
-      const RoutePlan plan = ChooseRouteTopK(params);
-      ExpectBlock(plan.threads);
-      EXPECT_GE(int64_t{plan.blocks} * (plan.threads / 32), tokens);
-      EXPECT_LE(plan.smem_bytes, kDefaultSmem);
-      if (tokens > kMaxFusedTokens) continue;
-      const RoutePlan fused = ChooseRouteAndDispatch({.route = params});
-      ExpectBlock(fused.threads);
-      EXPECT_GE(int64_t{fused.blocks} * (fused.threads / 32), tokens);
-      for (const DeviceFacts& device : kDevices) {
-        EXPECT_LE(fused.smem_bytes, device.max_smem_bytes);
-      }
-    }
-  }
-}
-
-TEST(ChooseRouteTest, EveryExpertHasABlockToCollectItsRows) {
-  for (const Routing& routing : kRoutings) {
-    for (int32_t tokens : kTokens) {
-      const RoutePlan plan = ChooseExpertDispatch(
-          {.num_tokens = tokens, .top_k = routing.top_k, .num_experts = routing.num_experts});
-      ExpectBlock(plan.threads);
-      EXPECT_GE(plan.blocks, routing.num_experts);
-      EXPECT_LE(plan.smem_bytes, kDefaultSmem);
-    }
-  }
 }
 
 TEST(ChooseSampleTest, EveryRowHasABlock) {

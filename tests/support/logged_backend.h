@@ -80,6 +80,15 @@ class LoggedBackend : public Backend {
   absl::Status ExpertCombine(const ExpertCombineArgs& args) override {
     return inner_->ExpertCombine(args);
   }
+  absl::Status NormAndRoute(const NormAndRouteArgs& args) override {
+    return inner_->NormAndRoute(args);
+  }
+  absl::Status CombineAndNorm(const CombineAndNormArgs& args) override {
+    return inner_->CombineAndNorm(args);
+  }
+  absl::Status FinishExperts(const GroupedGemmArgs& down, const CombineAndNormArgs& end) override {
+    return inner_->FinishExperts(down, end);
+  }
   absl::Status SampleTokens(const SampleTokensArgs& args) override {
     return inner_->SampleTokens(args);
   }

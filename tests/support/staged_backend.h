@@ -253,6 +253,31 @@ class StagedBackend : public Backend {
                                      s.Out(a.out, out_)});
     });
   }
+  absl::Status NormAndRoute(const NormAndRouteArgs& a) override {
+    return Run([&](Stage& s) {
+      NormAndRouteArgs b = a;
+      b.norm = {s.Out(a.norm.x), s.In(a.norm.delta), s.In(a.norm.weight), a.norm.eps,
+                s.Out(a.norm.out, act_)};
+      b.route.logits = s.Out(a.route.logits);
+      b.route.bias = s.In(a.route.bias);
+      b.route.num_rows = s.In(a.route.num_rows);
+      b.route.topk_idx = s.Out(a.route.topk_idx);
+      b.route.topk_weights = s.Out(a.route.topk_weights);
+      b.plan = {s.Out(a.plan.cu_rows), s.Out(a.plan.row_token), s.Out(a.plan.token_row)};
+      return device_->NormAndRoute(b);
+    });
+  }
+  absl::Status CombineAndNorm(const CombineAndNormArgs& a) override {
+    return Run([&](Stage& s) { return device_->CombineAndNorm(End(s, a)); });
+  }
+  absl::Status FinishExperts(const GroupedGemmArgs& down, const CombineAndNormArgs& end) override {
+    return Run([&](Stage& s) {
+      const TensorView rows = s.Out(down.out, out_);
+      return device_->FinishExperts(
+          {s.In(down.x, act_), s.In(down.cu_rows), s.In(down.row_idx), down.weight, rows},
+          End(s, end));
+    });
+  }
   absl::Status RankDispatch(const RankDispatchArgs& a) override {
     return Run([&](Stage& s) {
       RankDispatchArgs b = a;
@@ -285,6 +310,16 @@ class StagedBackend : public Backend {
   // Bytes are FP8 entries, everywhere the same.
   DType CacheType(const TensorView& cache) const {
     return cache.dtype == DType::kU8 ? DType::kU8 : device_->traits().kv_cache;
+  }
+  CombineAndNormArgs End(Stage& s, const CombineAndNormArgs& a) const {
+    const TensorView sum = s.In(a.combine.out);
+    return {
+        .combine = {s.In(a.combine.expert_out, out_),
+                    {{}, {}, s.In(a.combine.plan.token_row)},
+                    s.In(a.combine.topk_weights),
+                    s.In(a.combine.shared),
+                    sum},
+        .norm = {s.Out(a.norm.x), sum, s.In(a.norm.weight), a.norm.eps, s.Out(a.norm.out, out_)}};
   }
   static absl::Status NotHere() { return absl::UnimplementedError("a staged backend runs ops"); }
 

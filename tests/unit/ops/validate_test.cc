@@ -239,6 +239,48 @@ TEST(ValidateTest, ExpertPlansStayInRange) {
   ExpectRefused(Validate(combine), "ExpertCombine: plan.token_row[1] must be in [-1, 2], got 3");
 }
 
+TEST(ValidateTest, ANormBeforeTheRouterFitsItAndItsChoices) {
+  const FakeWeight router(1, 4, 8);
+  const FakeWeight wide(1, 4, 9);
+  std::vector<int32_t> ids(4);
+  std::vector<int32_t> cu(5);
+  std::vector<int32_t> rows(4);
+  const TensorView choices(ids.data(), DType::kI32, {2, 2});
+  NormAndRouteArgs args;
+  args.norm = {F32({2, 8}), F32({2, 8}), F32({8}), 1e-6f, F32({2, 8})};
+  ExpectRefused(Validate(args), "NormAndRoute: router must be given, got nothing");
+  args.router = &router;
+  args.route.logits = F32({2, 4});
+  args.route.topk_idx = choices;
+  args.route.topk_weights = F32({2, 2});
+  EXPECT_TRUE(Validate(args).ok());
+  ids = {7, 7, 7, 7};  // what stands there before the choice does not matter
+  args.plan = {I32(cu), I32(rows), choices};
+  EXPECT_TRUE(Validate(args).ok());
+  args.plan.cu_rows = I32(rows);
+  ExpectRefused(Validate(args), "NormAndRoute: plan.cu_rows size must be in [5, 5], got 4");
+  args.router = &wide;
+  ExpectRefused(Validate(args), "NormAndRoute: router k must be in [8, 8], got 9");
+  // A backend that rounds the row needs more of it than that.
+  args.router = &router;
+  args.plan = {};
+  args.norm.delta = {};
+  EXPECT_TRUE(Validate(args).ok());
+  args.norm.out.dtype = DType::kBF16;
+  ExpectRefused(Validate(args, {.activation = DType::kBF16}),
+                "NormAndRoute: norm.delta must be f32 [2, *], got nothing");
+}
+
+TEST(ValidateTest, ANormAfterACombineTakesItsSum) {
+  std::vector<int32_t> token_rows = {0, 1, -1, 2};
+  const DispatchPlan plan = {{}, {}, TensorView(token_rows.data(), DType::kI32, {2, 2})};
+  CombineAndNormArgs args = {.combine = {F32({3, 8}), plan, F32({2, 2}), {}, F32({2, 8})},
+                             .norm = {F32({2, 8}), F32({2, 8}), F32({8}), 1e-6f, F32({2, 8})}};
+  EXPECT_TRUE(Validate(args).ok());
+  args.norm.delta.data = storage + 64;
+  ExpectRefused(Validate(args), "CombineAndNorm: norm.delta must be combine.out");
+}
+
 TEST(ValidateTest, WeightPartsMustFitTogether) {
   WeightSpec spec;
   ExpectRefused(Validate(spec), "PackWeight: groups must hold at least one part, got none");

@@ -1,0 +1,108 @@
+// A product whose last block sums and norms the tokens. Formulas in ops/linear.h and ops/moe.h.
+//
+// The product is that of gemm.cu, tile by tile; its registers are free when the last tile is stored.
+// The block that finishes last then takes one token after the other, as CombineAndNorm does: eight
+// bf16 rows of 2048 are 32 KB from L2, so a token takes it 0.7 us or so, where a kernel of its own
+// costs a boundary of 1.3 us and the latency of its start. That ends at a few tokens.
+//
+// Barriers: those of gemm_kernel.h; those of IsLastBlock, after which the place of the tokens of the
+// product is that of the norm's sums; that of each norm (norm_row.h).
+#include "cuda/finish.h"
+
+#include "cuda/combine_row.h"
+#include "cuda/device/launch.h"
+#include "cuda/gemm_kernel.h"
+#include "cuda/last_block.h"
+#include "cuda/norm_row.h"
+
+namespace jevons::cuda {
+namespace {
+
+// Of all tokens together: more than that takes the last block longer than a launch costs.
+constexpr int64_t kMostValues = 8192;
+constexpr int32_t kTileTokens = 8;
+
+struct FinishLaunch {
+  GemmLaunch gemm;
+  CombineAndNormArgs end;
+  int32_t* num_done = nullptr;
+};
+
+// In the place of the product's tokens. A token's row follows, f32.
+struct alignas(16) FinishShared {
+  NormShared norm[2];  // of even and of odd tokens
+  int32_t is_last;
+};
+
+int FinishBytes(int hidden) {
+  return static_cast<int>(sizeof(FinishShared) + NumVectors(hidden) * kRowVector * sizeof(float));
+}
+
+template <typename Traits>
+__global__ void __launch_bounds__(kGemmThreads, Traits::kMinBlocks)
+    FinishKernel(const __grid_constant__ FinishLaunch launch) {
+  // Never launched elsewhere: ChooseFinish.
+  if constexpr (device::kHasWgmma || !Traits::kTogether) {
+    GemmBlock<Traits> block(launch.gemm, &device::SharedMemory<unsigned char>());
+    block.Run();
+    FinishShared& shared = device::SharedMemory<FinishShared>();
+    if (!IsLastBlock(launch.num_done, shared.is_last)) return;
+    using Delta = CombinedDelta<device::Bf16>;
+    const CombineAndNormArgs& end = launch.end;
+    float* const kept = reinterpret_cast<float*>(&shared + 1);
+#pragma unroll 1
+    for (int t = 0; t < end.norm.num_tokens; ++t) {
+      const NormRow<float, Delta, device::Bf16> row(end.norm, t, Delta{end.combine, t, end.whole},
+                                                    end.whole);
+      NormInAnyBlock(row, end.norm.hidden, end.norm.eps, kept, shared.norm[t % 2]);
+    }
+    ResetBlocks(launch.num_done);
+  }
+}
+
+template <WeightFormat kFormat, typename Use>
+void WithAtom(GemmAtom atom, const Use& use) {
+  if (atom == GemmAtom::kMmaSync) use(GemmTraits<kFormat, kTileTokens, GemmAtom::kMmaSync>());
+  if (atom == GemmAtom::kWgmma) use(GemmTraits<kFormat, kTileTokens, GemmAtom::kWgmma>());
+}
+
+}  // namespace
+
+FinishPlan ChooseFinish(const FinishParams& p, const DeviceFacts& device) {
+  FinishPlan plan;
+  const bool small =
+      p.norm.num_tokens >= 1 && int64_t{p.norm.num_tokens} * p.norm.hidden <= kMostValues;
+  if (!small || p.down.out_type != Element::kBF16 || p.norm.out_type != Element::kBF16 ||
+      p.combine.expert_type != Element::kBF16 || p.down.epilogue != GemmEpilogue::kStore ||
+      !CanCombineAndNorm(p.combine, p.norm)) {
+    return plan;
+  }
+  const GemmPlan gemm = ChooseGemm(p.down, device);
+  if (gemm.tile_tokens != kTileTokens) return plan;
+  plan.gemm = gemm;
+  plan.whole = ChooseCombineAndNorm(p.combine, p.norm).whole;
+  return plan;
+}
+
+cudaError_t LaunchFinish(const FinishParams& p, const DeviceFacts& device, cudaStream_t stream) {
+  const FinishPlan plan = ChooseFinish(p, device);
+  if (plan.gemm.num_blocks == 0) return cudaErrorInvalidValue;
+  const FinishLaunch launch = {
+      MakeGemmLaunch(p.down, plan.gemm), {p.combine, p.norm, plan.whole}, p.num_done};
+  LaunchShape shape;
+  shape.grid = dim3(static_cast<unsigned>(plan.gemm.num_blocks));
+  shape.block = kGemmThreads;
+  shape.smem_bytes = Max(plan.gemm.smem_bytes, FinishBytes(p.norm.hidden));
+  cudaError_t error = cudaErrorInvalidValue;
+  const auto start = [&](auto traits) {
+    error = Launch(FinishKernel<decltype(traits)>, shape, stream, launch);
+  };
+  if (p.down.layout.format == WeightFormat::kBf16) {
+    WithAtom<WeightFormat::kBf16>(plan.gemm.atom, start);
+  } else {
+    WithAtom<WeightFormat::kE4m3>(plan.gemm.atom, start);
+  }
+  return error;
+}
+
+}  // namespace jevons::cuda

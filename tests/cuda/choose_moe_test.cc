@@ -1,0 +1,204 @@
+// How the kernels around the experts are started: the plans are pure, and a device of each kind can
+// run them.
+#include <cstdint>
+
+#include "cuda/combine.h"
+#include "cuda/finish.h"
+#include "cuda/route.h"
+#include "cuda/router.h"
+#include "gtest/gtest.h"
+
+namespace jevons::cuda {
+namespace {
+
+const DeviceFacts kDevices[] = {{.sm = 80, .num_sms = 108, .max_smem_bytes = 166912},
+                                {.sm = 90, .num_sms = 132, .max_smem_bytes = 232448},
+                                {.sm = 100, .num_sms = 148, .max_smem_bytes = 232448}};
+constexpr int32_t kMostGridY = 65535;
+constexpr int32_t kDefaultSmem = 48 * 1024;  // without asking for more
+const int32_t kWidths[] = {1, 7, 8, 64, 255, 2048, 5120, 7168, 18432};
+const int32_t kTokens[] = {1, 2, 7, 8, 9, 16, 33, 64, 256, 1000, 8192};
+
+// Addresses that are never followed: one for vectors of 16 bytes, and one that splits them.
+alignas(256) char g_place[512];
+void* const kEven = g_place;
+void* const kOdd = g_place + 2;
+
+void ExpectBlock(int32_t threads) {
+  EXPECT_GE(threads, 32);
+  EXPECT_LE(threads, 1024);
+  EXPECT_EQ(threads % 32, 0);
+}
+
+RmsNormParams NormOf(int32_t num_tokens, int32_t hidden) {
+  return {.x = kEven,
+          .delta = kEven,
+          .weight = static_cast<const float*>(kEven),
+          .out = kEven,
+          .num_tokens = num_tokens,
+          .hidden = hidden,
+          .x_stride = hidden,
+          .delta_stride = hidden,
+          .out_stride = hidden};
+}
+
+ExpertCombineParams CombineOf(int32_t num_tokens, int32_t hidden) {
+  return {.expert_out = kEven,
+          .out = kEven,
+          .num_tokens = num_tokens,
+          .num_rows = 8 * num_tokens,
+          .top_k = 8,
+          .hidden = hidden,
+          .expert_stride = hidden,
+          .out_stride = hidden};
+}
+
+TEST(ChooseCombineTest, BlocksCoverEachRow) {
+  for (int32_t width : kWidths) {
+    ExpertCombineParams params = CombineOf(3, width);
+    const CombinePlan plan = ChooseCombine(params);
+    ExpectBlock(plan.threads);
+    EXPECT_GE(int64_t{plan.threads} * plan.blocks_per_token * 8, width);
+    EXPECT_LE(plan.blocks_per_token, kMostGridY);
+    EXPECT_EQ(plan.whole, width % 8 == 0);
+    params.shared = kOdd;
+    params.shared_stride = width;
+    EXPECT_FALSE(ChooseCombine(params).whole);
+  }
+}
+
+TEST(ChooseCombineTest, WithANormABlockHasTheWholeTokenAndTheThreadsOfTheNorm) {
+  for (int32_t width : kWidths) {
+    ExpertCombineParams combine = CombineOf(3, width);
+    const CombinePlan plan = ChooseCombineAndNorm(combine, NormOf(3, width));
+    EXPECT_EQ(plan.threads, ChooseRmsNorm(NormOf(3, width)).threads);
+    EXPECT_EQ(plan.blocks_per_token, 1);
+    EXPECT_EQ(plan.whole, width % 8 == 0);
+    combine.expert_out = kOdd;
+    EXPECT_FALSE(ChooseCombineAndNorm(combine, NormOf(3, width)).whole);
+  }
+}
+
+struct Routing {
+  int32_t num_experts;
+  int32_t top_k;
+  int32_t n_group;
+};
+const Routing kRoutings[] = {{1, 1, 1},   {12, 4, 4},  {64, 6, 1},     {160, 6, 8},
+                             {256, 8, 8}, {384, 8, 1}, {1024, 32, 32}, {1024, 32, 512}};
+
+TEST(ChooseRouteTest, EveryTokenHasAWarp) {
+  for (const Routing& routing : kRoutings) {
+    for (int32_t tokens : kTokens) {
+      const RouteTopKParams params = {.num_tokens = tokens,
+                                      .num_experts = routing.num_experts,
+                                      .top_k = routing.top_k,
+                                      .n_group = routing.n_group,
+                                      .topk_group = 1};
+      const RoutePlan plan = ChooseRouteTopK(params);
+      ExpectBlock(plan.threads);
+      EXPECT_GE(int64_t{plan.blocks} * (plan.threads / 32), tokens);
+      EXPECT_LE(plan.smem_bytes, kDefaultSmem);
+      if (tokens > kMaxFusedTokens) continue;
+      const RoutePlan fused = ChooseRouteAndDispatch({.route = params});
+      ExpectBlock(fused.threads);
+      EXPECT_GE(int64_t{fused.blocks} * (fused.threads / 32), tokens);
+      for (const DeviceFacts& device : kDevices) {
+        EXPECT_LE(fused.smem_bytes, device.max_smem_bytes);
+      }
+    }
+  }
+}
+
+TEST(ChooseRouteTest, EveryExpertHasABlockToCollectItsRows) {
+  for (const Routing& routing : kRoutings) {
+    for (int32_t tokens : kTokens) {
+      const RoutePlan plan = ChooseExpertDispatch(
+          {.num_tokens = tokens, .top_k = routing.top_k, .num_experts = routing.num_experts});
+      ExpectBlock(plan.threads);
+      EXPECT_GE(plan.blocks, routing.num_experts);
+      EXPECT_LE(plan.smem_bytes, kDefaultSmem);
+    }
+  }
+}
+
+// V2-Lite, V2, V3, and the most experts that there may be.
+const Routing kModels[] = {{64, 6, 1}, {160, 6, 8}, {256, 8, 8}, {1024, 32, 32}};
+
+RouterParams RouterOf(const Routing& routing, int32_t num_tokens, int32_t hidden) {
+  return {.norm = NormOf(num_tokens, hidden),
+          .weight = kEven,
+          .layout = {.n = routing.num_experts, .k = hidden},
+          .route = {.num_tokens = num_tokens,
+                    .num_experts = routing.num_experts,
+                    .top_k = routing.top_k,
+                    .n_group = routing.n_group}};
+}
+
+TEST(ChooseRouterTest, SmallStepsFitTheDeviceWithABlockForEachStripOfExperts) {
+  for (const DeviceFacts& device : kDevices) {
+    for (const Routing& routing : kModels) {
+      for (int32_t hidden : kWidths) {
+        for (int32_t tokens : kTokens) {
+          const RouterPlan plan = ChooseRouter(RouterOf(routing, tokens, hidden), device);
+          if (plan.threads == 0) continue;
+          EXPECT_LE(tokens, kMaxRouterTokens);
+          EXPECT_GE(plan.threads / 32, tokens);
+          EXPECT_GE(plan.blocks * 16, routing.num_experts);
+          EXPECT_LE(plan.smem_bytes, device.max_smem_bytes);
+          EXPECT_EQ(plan.whole, hidden % 8 == 0);
+        }
+      }
+    }
+  }
+}
+
+TEST(ChooseRouterTest, TheStepsOfServedModelsThatOneKernelTakes) {
+  for (const DeviceFacts& device : kDevices) {
+    EXPECT_GT(ChooseRouter(RouterOf(kModels[0], 8, 2048), device).threads, 0);
+    EXPECT_GT(ChooseRouter(RouterOf(kModels[2], 4, 7168), device).threads, 0);
+    EXPECT_EQ(ChooseRouter(RouterOf(kModels[0], 0, 2048), device).threads, 0);
+    EXPECT_EQ(ChooseRouter(RouterOf(kModels[0], 9, 2048), device).threads, 0);
+    RouterParams e4m3 = RouterOf(kModels[0], 8, 2048);
+    e4m3.layout.format = WeightFormat::kE4m3;
+    EXPECT_EQ(ChooseRouter(e4m3, device).threads, 0);
+  }
+}
+
+FinishParams FinishOf(int32_t num_tokens, int32_t hidden, int32_t k, WeightFormat format) {
+  FinishParams p;
+  p.combine = CombineOf(num_tokens, hidden);
+  p.norm = NormOf(num_tokens, hidden);
+  p.down.layout = {.format = format, .n = hidden, .k = k};
+  p.down.num_groups = 64;
+  p.down.cu_rows = static_cast<const int32_t*>(kEven);
+  p.down.x = kEven;
+  p.down.x_row_stride = k;
+  p.down.num_x_rows = p.combine.num_rows;
+  p.down.num_rows = p.combine.num_rows;
+  p.down.out = kEven;
+  p.down.out_type = Element::kBF16;
+  p.down.out_row_stride = hidden;
+  return p;
+}
+
+TEST(ChooseFinishTest, VerySmallStepsHaveThePlanOfTheirProduct) {
+  for (const DeviceFacts& device : kDevices) {
+    for (WeightFormat format : {WeightFormat::kBf16, WeightFormat::kE4m3}) {
+      for (int32_t tokens : {1, 4}) {
+        const FinishParams p = FinishOf(tokens, 2048, 1408, format);
+        const FinishPlan plan = ChooseFinish(p, device);
+        EXPECT_EQ(plan.gemm.num_blocks, ChooseGemm(p.down, device).num_blocks);
+        EXPECT_GT(plan.gemm.num_blocks, 0);
+        EXPECT_TRUE(plan.whole);
+      }
+      EXPECT_GT(ChooseFinish(FinishOf(1, 7168, 2048, format), device).gemm.num_blocks, 0);
+      EXPECT_EQ(ChooseFinish(FinishOf(2, 7168, 2048, format), device).gemm.num_blocks, 0);
+      EXPECT_EQ(ChooseFinish(FinishOf(5, 2048, 1408, format), device).gemm.num_blocks, 0);
+      EXPECT_EQ(ChooseFinish(FinishOf(0, 2048, 1408, format), device).gemm.num_blocks, 0);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace jevons::cuda

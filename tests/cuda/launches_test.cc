@@ -1,0 +1,66 @@
+// How many kernels a step is: between two of them nothing works, and with few tokens that is most of
+// what a step loses.
+#include <numeric>
+#include <span>
+
+#include "model/model_runner.h"
+#include "tests/cuda/backend_fixture.h"
+#include "tests/support/tiny_model.h"
+
+namespace jevons {
+namespace {
+
+class LaunchesTest : public CudaBackendTest {
+ protected:
+  // Of one step with the first tokens of a sequence.
+  int64_t KernelsOfAStep(const ModelConfig& config, int32_t num_tokens) {
+    const RandomCheckpoint checkpoint(config, 7);
+    auto weights = LoadModelWeights(config, checkpoint, *backend_);
+    EXPECT_TRUE(weights.ok()) << weights.status();
+    auto runner = ModelRunner::Create(config, *std::move(weights), backend_.get(),
+                                      {.max_tokens = 16, .max_num_seqs = 1, .max_positions = 64});
+    EXPECT_TRUE(runner.ok()) << runner.status();
+    std::vector<int32_t> positions(num_tokens);
+    std::iota(positions.begin(), positions.end(), 0);
+    const std::vector<int64_t> slots(positions.begin(), positions.end());
+    const std::vector<int32_t> cu = {0, num_tokens};
+    const std::vector<int32_t> context = {num_tokens};
+    const std::vector<int32_t> table = {0};
+    int64_t kernels = 0;
+    // The first takes what memory it needs.
+    for (int i = 0; i < 2; ++i) {
+      emu::ResetCalls();
+      const absl::Status status = (*runner)->Run({.token_ids = positions,
+                                                  .positions = positions,
+                                                  .slot_mapping = slots,
+                                                  .cu_seqlens_q = cu,
+                                                  .context_lens = context,
+                                                  .block_tables = table,
+                                                  .max_blocks = 1});
+      EXPECT_TRUE(status.ok()) << status;
+      char nothing = 0;
+      EXPECT_TRUE(backend_->Read(Bytes(&nothing, 0), Bytes(&nothing, 0)).ok());
+      kernels = emu::NumCalls(emu::CallKind::kExecution);
+    }
+    return kernels;
+  }
+  int64_t KernelsOfAMoeLayer(ModelConfig config, int32_t num_tokens) {
+    const int64_t without = KernelsOfAStep(config, num_tokens);
+    ++config.num_hidden_layers;
+    return KernelsOfAStep(config, num_tokens) - without;
+  }
+};
+
+// Attention has seven. V3 has a product and a norm more, of the low-rank query.
+TEST_F(LaunchesTest, AMoeLayerOfOneTokenHasThreeKernelsBesideAttention) {
+  EXPECT_EQ(KernelsOfAMoeLayer(TinyV2Config(), 1), 10);
+  EXPECT_EQ(KernelsOfAMoeLayer(TinyV3Config(), 1), 12);
+}
+
+// Norm, router and choice apart; down apart from combine and norm.
+TEST_F(LaunchesTest, AMoeLayerOfALargerStepHasSixKernelsBesideAttention) {
+  EXPECT_EQ(KernelsOfAMoeLayer(TinyV2Config(), 12), 13);
+}
+
+}  // namespace
+}  // namespace jevons
