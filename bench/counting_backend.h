@@ -65,6 +65,10 @@ class CountingBackend : public Backend {
     return inner_->GroupedGemm(args);
   }
   absl::Status MlaStoreKv(const MlaStoreKvArgs& args) override { return inner_->MlaStoreKv(args); }
+  absl::Status MlaPrepare(const MlaPrepareArgs& args) override {
+    Count(*args.uk, args.uk->num_groups(), Cost(args.product()));
+    return inner_->MlaPrepare(args);
+  }
   absl::Status MlaAttention(const MlaAttentionArgs& args) override {
     const int64_t entry_bytes = args.cache.dim(2) * DTypeBytes(args.cache.dtype);
     for (int64_t s = 0; s < args.context_lens.dim(0); ++s) {

@@ -41,8 +41,25 @@ absl::Status RunNorm(CudaBench& bench, const std::string& name, const ModelConfi
                        [&](int) { return backend->RmsNorm(args); });
 }
 
-absl::Status RunRopeAndStore(CudaBench& bench, const std::string& name, const ModelConfig& c,
-                             int64_t batch) {
+// Copies of a weight that together are cold.
+absl::StatusOr<std::vector<std::unique_ptr<Weight>>> ColdWeights(const CudaBench& bench,
+                                                                 int64_t groups, int64_t n,
+                                                                 int64_t k, DType dtype,
+                                                                 WeightUse use) {
+  const int64_t bytes = groups * n * k * DTypeBytes(dtype);
+  const int64_t copies =
+      bench.options().tiny ? 2 : std::clamp<int64_t>(kColdBytes / bytes + 1, 1, kMostCopies);
+  std::vector<std::unique_ptr<Weight>> out;
+  for (int64_t i = 0; i < copies; ++i) {
+    ASSIGN_OR_RETURN(out.emplace_back(), MakeRandomWeight(static_cast<int32_t>(groups), n, k, dtype,
+                                                          use, static_cast<uint64_t>(i)));
+  }
+  return out;
+}
+
+// Rotation and new entries alone, then with the product between them, as a model has them.
+absl::Status RunPrepare(CudaBench& bench, const std::string& name, const ModelConfig& c,
+                        int64_t batch) {
   ASSIGN_OR_RETURN(Backend * backend, bench.backend());
   CudaTensors t(*backend);
   constexpr int64_t kBlock = 64;
@@ -52,27 +69,32 @@ absl::Status RunRopeAndStore(CudaBench& bench, const std::string& name, const Mo
     positions[i] = static_cast<int32_t>(i);
     slots[i] = i / kBlock * kBlock + (i * 37) % kBlock;
   }
-  RopeArgs rope;
-  ASSIGN_OR_RETURN(rope.positions, t.Copy(DType::kI32, positions));
-  ASSIGN_OR_RETURN(rope.cos_sin, t.Random(DType::kF32, {batch, c.qk_rope_head_dim}));
   const int64_t heads = c.num_attention_heads;
-  ASSIGN_OR_RETURN(const TensorView q, t.Random(DType::kBF16, {batch, heads, c.qk_head_dim()}));
-  ASSIGN_OR_RETURN(const TensorView out, t.Unset(DType::kBF16, {batch, heads, c.kv_entry_dim()}));
-  rope.x = q.Columns(c.qk_nope_head_dim, c.qk_rope_head_dim);
-  rope.out = out.Columns(c.kv_lora_rank, c.qk_rope_head_dim);
-  RETURN_IF_ERROR(bench.Measure(RowOf(name + "/rope", batch, Cost(rope)), 1, rope.out,
-                                [&](int) { return backend->Rope(rope); }));
-  MlaStoreKvArgs store;
+  ASSIGN_OR_RETURN(const auto uk, ColdWeights(bench, heads, c.kv_lora_rank, c.qk_nope_head_dim,
+                                              DType::kBF16, WeightUse::kPlain));
+  MlaPrepareArgs args;
+  MlaStoreKvArgs& store = args.store;
   ASSIGN_OR_RETURN(store.kv, t.Random(DType::kBF16, {batch, c.kv_entry_dim()}));
   ASSIGN_OR_RETURN(store.norm_weight, t.Random(DType::kF32, {c.kv_lora_rank}));
+  ASSIGN_OR_RETURN(store.positions, t.Copy(DType::kI32, positions));
+  ASSIGN_OR_RETURN(store.cos_sin, t.Random(DType::kF32, {batch, c.qk_rope_head_dim}));
   ASSIGN_OR_RETURN(store.slot_mapping, t.Copy(DType::kI64, slots));
   ASSIGN_OR_RETURN(store.cache,
                    t.Unset(DType::kBF16, {batch / kBlock + 1, kBlock, c.kv_entry_dim()}));
   store.eps = 1e-6f;
-  store.positions = rope.positions;
-  store.cos_sin = rope.cos_sin;
-  return bench.Measure(RowOf(name + "/store_kv", batch, Cost(store)), 1, store.cache,
-                       [&](int) { return backend->MlaStoreKv(store); });
+  ASSIGN_OR_RETURN(args.q, t.Random(DType::kBF16, {batch, heads, c.qk_head_dim()}));
+  ASSIGN_OR_RETURN(args.out, t.Unset(DType::kBF16, {batch, heads, c.kv_entry_dim()}));
+  args.uk = uk[0].get();
+  const RopeArgs rope = args.rotation();
+  RETURN_IF_ERROR(bench.Measure(RowOf(name + "/rope", batch, Cost(rope)), 1, rope.out,
+                                [&](int) { return backend->Rope(rope); }));
+  RETURN_IF_ERROR(bench.Measure(RowOf(name + "/store_kv", batch, Cost(store)), 1, store.cache,
+                                [&](int) { return backend->MlaStoreKv(store); }));
+  return bench.Measure(RowOf(name + "/mla_prepare", batch, Cost(args)), static_cast<int>(uk.size()),
+                       args.out, [&](int i) {
+                         args.uk = uk[i].get();
+                         return backend->MlaPrepare(args);
+                       });
 }
 
 absl::Status RunEmbed(CudaBench& bench, const std::string& name, const ModelConfig& c,
@@ -125,7 +147,7 @@ absl::Status RunRows(CudaBench& bench, const std::string& name, const ModelConfi
   for (int64_t batch : Batches(bench, {1, 64, 256, 8192})) {
     if (bench.TimeIsUp()) return absl::OkStatus();
     RETURN_IF_ERROR(RunNorm(bench, name, c, batch));
-    RETURN_IF_ERROR(RunRopeAndStore(bench, name, c, batch));
+    RETURN_IF_ERROR(RunPrepare(bench, name, c, batch));
     RETURN_IF_ERROR(RunEmbed(bench, name, c, batch));
     // A step has few rows of logits.
     if (batch <= 256) RETURN_IF_ERROR(RunSample(bench, name, c, batch));
@@ -215,17 +237,10 @@ absl::Status RunLinear(CudaBench& bench, const std::string& name, const ModelCon
   const bool fp8 = dtype == DType::kF8E4M3;
   for (const LinearShape& shape : Shapes(c)) {
     if (fp8 && !shape.has_fp8) continue;
-    const int64_t bytes = shape.groups * shape.n * shape.k * DTypeBytes(dtype);
-    const int64_t copies =
-        bench.options().tiny ? 2 : std::clamp<int64_t>(kColdBytes / bytes + 1, 1, kMostCopies);
     const WeightUse use =
         shape.product == Product::kGatedUp ? WeightUse::kGateUp : WeightUse::kPlain;
-    std::vector<std::unique_ptr<Weight>> weights;
-    for (int64_t i = 0; i < copies; ++i) {
-      ASSIGN_OR_RETURN(weights.emplace_back(),
-                       MakeRandomWeight(static_cast<int32_t>(shape.groups), shape.n, shape.k, dtype,
-                                        use, static_cast<uint64_t>(i)));
-    }
+    ASSIGN_OR_RETURN(const auto weights,
+                     ColdWeights(bench, shape.groups, shape.n, shape.k, dtype, use));
     for (int64_t batch : Batches(bench, {1, 8, 64, 256, 4096})) {
       if (bench.TimeIsUp()) return absl::OkStatus();
       if (batch > 256 && std::string(shape.name) == "head") continue;
@@ -238,10 +253,11 @@ absl::Status RunLinear(CudaBench& bench, const std::string& name, const ModelCon
 }  // namespace
 
 std::vector<CudaCase> RowCases() {
-  return {{"v2lite/rows", "norm, rope, cache entries, embedding, sampling, hidden size 2048",
-           [](CudaBench& b) { return RunRows(b, "v2lite/rows", V2LiteConfig(b.options().tiny)); }},
-          {"v3/rows", "the same for hidden size 7168 and 128 heads",
-           [](CudaBench& b) { return RunRows(b, "v3/rows", V3Config(b.options().tiny)); }}};
+  return {
+      {"v2lite/rows", "norm, rope, cache entries, queries, embedding, sampling, hidden size 2048",
+       [](CudaBench& b) { return RunRows(b, "v2lite/rows", V2LiteConfig(b.options().tiny)); }},
+      {"v3/rows", "the same for hidden size 7168 and 128 heads",
+       [](CudaBench& b) { return RunRows(b, "v3/rows", V3Config(b.options().tiny)); }}};
 }
 
 std::vector<CudaCase> LinearCases() {

@@ -159,6 +159,11 @@ absl::Status RandomBackend::GatedUp(const GatedUpArgs& args) {
   return Plain(inner_->GatedUp(args));
 }
 
+absl::Status RandomBackend::MlaPrepare(const MlaPrepareArgs& args) {
+  CountWeight(*args.uk, args.uk->num_groups());
+  return Plain(inner_->MlaPrepare(args));
+}
+
 absl::Status RandomBackend::MlaAttention(const MlaAttentionArgs& args) {
   if (mode_ == Mode::kCount) {
     std::vector<int32_t> lens(args.context_lens.dim(0));

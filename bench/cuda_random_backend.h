@@ -91,6 +91,7 @@ class RandomBackend : public Backend {
   absl::Status MlaStoreKv(const MlaStoreKvArgs& args) override {
     return Plain(inner_->MlaStoreKv(args));
   }
+  absl::Status MlaPrepare(const MlaPrepareArgs& args) override;
   absl::Status MlaAttention(const MlaAttentionArgs& args) override;
   absl::Status RouteTopK(const RouteTopKArgs& args) override {
     return Plain(inner_->RouteTopK(args));

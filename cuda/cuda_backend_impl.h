@@ -54,6 +54,7 @@ class CudaBackend : public Backend {
   absl::Status GroupedGemm(const GroupedGemmArgs& args) override;
   absl::Status GatedUp(const GatedUpArgs& args) override;
   absl::Status MlaStoreKv(const MlaStoreKvArgs& args) override;
+  absl::Status MlaPrepare(const MlaPrepareArgs& args) override;
   absl::Status MlaAttention(const MlaAttentionArgs& args) override;
   absl::Status RouteTopK(const RouteTopKArgs& args) override;
   absl::Status ExpertDispatch(const ExpertDispatchArgs& args) override;

@@ -83,6 +83,7 @@ class CudaPlanner : public Backend {
   absl::Status GroupedGemm(const GroupedGemmArgs&) override { return absl::OkStatus(); }
   absl::Status GatedUp(const GatedUpArgs&) override { return absl::OkStatus(); }
   absl::Status MlaStoreKv(const MlaStoreKvArgs&) override { return absl::OkStatus(); }
+  absl::Status MlaPrepare(const MlaPrepareArgs&) override { return absl::OkStatus(); }
   absl::Status MlaAttention(const MlaAttentionArgs& args) override {
     const auto latent = static_cast<int32_t>(args.out.dim(2));
     attention_bytes_ = std::max(attention_bytes_, MlaWorkspaceBytes(latent, MlaNumSlots(facts_)));

@@ -166,6 +166,7 @@ GemmLaunch MakeGemmLaunch(const GemmParams& params, const GemmPlan& plan) {
     launch.group_bytes = PackedBytes(params.layout);
     launch.group_scales = ScaleBytes(params.layout) / 4;
   }
+  launch.num_blocks = plan.num_blocks;
   return launch;
 }
 
@@ -186,8 +187,9 @@ GemmPlan PlanGemm(const GemmParams& params, const DeviceFacts& device, int32_t t
     blocks_per_sm = Min(Traits::kMinBlocks, Max(fit, 1));
   });
   const int64_t tiles = NumTiles(params, tile_tokens, warps_per_strip);
-  const int64_t slots = int64_t{blocks_per_sm} * device.num_sms;
-  plan.num_blocks = static_cast<int32_t>(tiles < slots ? tiles : slots);
+  plan.resident_blocks = blocks_per_sm * device.num_sms;
+  plan.num_blocks =
+      static_cast<int32_t>(tiles < plan.resident_blocks ? tiles : plan.resident_blocks);
   return plan;
 }
 

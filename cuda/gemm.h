@@ -75,7 +75,8 @@ struct GemmPlan {
   GemmAtom atom = GemmAtom::kMmaSync;
   int32_t tile_tokens = 0;
   int32_t warps_per_strip = 0;
-  int32_t num_blocks = 0;  // each walks over tiles
+  int32_t num_blocks = 0;       // each walks over tiles
+  int32_t resident_blocks = 0;  // that the device holds at once
   int32_t smem_bytes = 0;
 };
 

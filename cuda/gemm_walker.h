@@ -21,6 +21,8 @@ struct GemmLaunch {
   int32_t num_rounds = 0;
   int64_t group_bytes = 0;   // from a group's weight to the next one's
   int64_t group_scales = 0;  // the same of the scales, in floats
+  int32_t first_block = 0;   // those before it have no part in the product
+  int32_t num_blocks = 0;
 };
 // In gemm.cu.
 GemmLaunch MakeGemmLaunch(const GemmParams& params, const GemmPlan& plan);
@@ -33,13 +35,14 @@ struct GemmTile {
   int32_t first_strip = 0;
 };
 
-// The tiles of all groups are numbered group by group; block b takes b, b + blocks, ... In a group
-// they come in bands of token tiles: in a band the strips ascend, and under each the band's token
-// tiles follow each other, so that what runs at one time shares weights and tokens in the L2 cache.
+// The tiles of all groups are numbered group by group; block b of the product takes b, b +
+// num_blocks, ... In a group they come in bands of token tiles: in a band the strips ascend, and
+// under each the band's token tiles follow each other, so that what runs at one time shares weights
+// and tokens in the L2 cache.
 class TileWalker {
  public:
   __device__ __forceinline__ explicit TileWalker(const GemmLaunch& launch)
-      : launch_(launch), next_(device::BlockIdxX()) {
+      : launch_(launch), next_(device::BlockIdxX() - launch.first_block) {
     LoadWindow(0);
   }
 
@@ -101,7 +104,7 @@ class TileWalker {
     const int in_band = number - band * kBand * strip_tiles;
     const int width = Min(kBand, token_tiles - band * kBand);
     const int first = (band * kBand + in_band % width) * launch_.tile_tokens;
-    next_ += device::GridDimX();
+    next_ += launch_.num_blocks;
     return GemmTile{group, FirstRow(group) + first, Min(rows - first, launch_.tile_tokens),
                     in_band / width * launch_.tile_strips};
   }

@@ -3,6 +3,7 @@
 
 #include "cuda/combine.h"
 #include "cuda/cuda_weight.h"
+#include "cuda/device/bf16.h"
 #include "cuda/gemm.h"
 #include "cuda/rows.h"
 #include "ops/validate.h"

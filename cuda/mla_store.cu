@@ -1,144 +1,24 @@
 // MlaStoreKv: latent = kv[:r] / sqrt(mean(kv[:r]^2) + eps) * weight and key = rope(kv[r:]) to the
 // token's cache entry.
 //
-// One warp does one token: lane l has the vectors of eight elements l, l + 32, ... of the latent
-// and the pairs l, l + 32, ... of the key, so the order of the sum does not depend on the batch. It
-// reads its vectors twice, the second time from L1. The 16 vectors of an FP8 group lie on one half
-// of the warp. 256 tokens of 512 + 64 move 256 * 2 * 1,152 B =
+// One warp does one token (mla_store_token.h). 256 tokens of 512 + 64 move 256 * 2 * 1,152 B =
 // 0.6 MB: latency decides, that of slot and position and then of the table's row.
 #include "cuda/mla_store.h"
 
-#include <cmath>
-
 #include "cuda/device/launch.h"
-#include "cuda/device/numeric.h"
-#include "cuda/device/warp.h"
-#include "cuda/row_vector.h"
-#include "ops/fp8_entry.h"
+#include "cuda/mla_store_token.h"
 
 namespace jevons::cuda {
 namespace {
 
-using device::Bf16;
-
 constexpr int kTokensPerBlock = 4;  // warps
 constexpr int kStoreThreads = kTokensPerBlock * 32;
 
-struct StoreParams {
-  MlaStoreKvParams p;
-  MlaStorePlan plan;
-};
-
-// What the latents are multiplied with.
-__device__ __forceinline__ float NormFactor(const StoreParams& args, const Bf16* kv, bool known) {
-  const MlaStoreKvParams& p = args.p;
-  const int num_vectors = NumVectors(p.latent);
-  float v[kRowVector];
-  float sum = 0;
-  for (int vector = device::LaneIdx(); vector < num_vectors; vector += 32) {
-    LoadVector(kv, vector, p.latent, args.plan.whole, v);
-#pragma unroll
-    for (int i = 0; i < kRowVector; ++i) sum = device::Fma(v[i], v[i], sum);
-  }
-#pragma unroll
-  for (int distance = 16; distance > 0; distance /= 2) sum += device::ShflXor(sum, distance);
-  const float mean = sum / static_cast<float>(p.latent);
-  return known ? 1.0f / sqrtf(mean + p.eps) : device::FloatFromBits(0x7FC00000u);
-}
-
-// Eight latents; 0 past the last.
-__device__ __forceinline__ void NormVector(const StoreParams& args, const Bf16* kv, float factor,
-                                           int vector, float (&v)[kRowVector]) {
-  const MlaStoreKvParams& p = args.p;
-  float w[kRowVector];
-  LoadVector(kv, vector, p.latent, args.plan.whole, v);
-  LoadVector(p.norm_weight, vector, p.latent, args.plan.whole, w);
-#pragma unroll
-  for (int i = 0; i < kRowVector; ++i) v[i] = v[i] * factor * w[i];
-}
-
-__device__ __forceinline__ void StoreLatent(const StoreParams& args, const Bf16* kv, float factor,
-                                            Bf16* entry) {
-  const int num_vectors = NumVectors(args.p.latent);
-  for (int vector = device::LaneIdx(); vector < num_vectors; vector += 32) {
-    float v[kRowVector];
-    NormVector(args, kv, factor, vector, v);
-    StoreVector(v, vector, args.p.latent, args.plan.whole, entry);
-  }
-}
-
-// All lanes take part in each round, for the largest of a group comes from half of them.
-__device__ __forceinline__ void StoreFp8Latent(const StoreParams& args, const Bf16* kv,
-                                               float factor, uint8_t* entry) {
-  const Fp8Entry layout = {args.p.latent, args.p.rope};
-  const int num_vectors = NumVectors(args.p.latent);
-  float* scales = reinterpret_cast<float*>(entry + layout.scales());
-  for (int first = 0; first < layout.scales() / kRowVector; first += 32) {
-    const int vector = first + device::LaneIdx();
-    float v[kRowVector] = {};
-    if (vector < num_vectors) NormVector(args, kv, factor, vector, v);
-    uint32_t largest = 0;
-#pragma unroll
-    for (int i = 0; i < kRowVector; ++i) largest = max(largest, Fp8Magnitude(v[i]));
-#pragma unroll
-    for (int distance = 8; distance > 0; distance /= 2) {
-      largest = max(largest, device::ShflXor(largest, distance));
-    }
-    const float scale = Fp8Scale(largest);
-    uint32_t bits[2] = {};
-#pragma unroll
-    for (int i = 0; i < kRowVector; ++i) {
-      bits[i / 4] |= static_cast<uint32_t>(ToFp8(v[i], scale)) << (i % 4 * 8);
-    }
-    if (vector * kRowVector < layout.scales()) {
-      *reinterpret_cast<uint2*>(entry + vector * kRowVector) = make_uint2(bits[0], bits[1]);
-    }
-    const int group = vector * kRowVector / kFp8Group;
-    if (device::LaneIdx() % 16 == 0 && group < layout.num_groups()) scales[group] = scale;
-  }
-  const int num_scales = (layout.keys() - layout.scales()) / 4;
-  for (int i = layout.num_groups() + device::LaneIdx(); i < num_scales; i += 32) scales[i] = 0;
-}
-
-// A position that is not known reads no table and gives NaN.
-__device__ __forceinline__ void StoreKey(const MlaStoreKvParams& p, const Bf16* kv, Bf16* key,
-                                         int32_t position, bool known) {
-  const float* row = p.cos_sin + (known ? static_cast<int64_t>(position) * p.rope : 0);
-  for (int i = device::LaneIdx(); i < p.rope / 2; i += 32) {
-    const float c = known ? row[i] : device::FloatFromBits(0x7FC00000u);
-    const float s = known ? row[p.rope / 2 + i] : c;
-    const float a = device::ToFloat(kv[2 * i]);
-    const float b = device::ToFloat(kv[2 * i + 1]);
-    key[2 * i] = device::ToBf16(device::Fma(a, c, -(b * s)));
-    key[2 * i + 1] = device::ToBf16(device::Fma(a, s, b * c));
-  }
-}
-
 __global__ void __launch_bounds__(kStoreThreads)
-    MlaStoreKvKernel(const __grid_constant__ StoreParams args) {
-  const MlaStoreKvParams& p = args.p;
+    MlaStoreKvKernel(const __grid_constant__ MlaStoreLaunch args) {
   const int64_t token =
       static_cast<int64_t>(device::BlockIdxX()) * kTokensPerBlock + device::WarpIdx();
-  if (token >= p.num_tokens) return;
-  const int64_t slot = p.slots[token];
-  if (slot < 0 || slot >= p.num_slots) return;
-  const int32_t position = p.positions[token];
-  const bool known = position >= 0 && position < p.max_positions;
-  const Bf16* kv = p.kv + token * p.kv_stride;
-  const float factor = NormFactor(args, kv, known);
-  if (p.entry == MlaEntry::kBf16) {
-    Bf16* entry = static_cast<Bf16*>(p.cache) + slot * (p.latent + p.rope);
-    StoreLatent(args, kv, factor, entry);
-    StoreKey(p, kv + p.latent, entry + p.latent, position, known);
-    return;
-  }
-  const Fp8Entry layout = {p.latent, p.rope};
-  uint8_t* entry = static_cast<uint8_t*>(p.cache) + slot * layout.bytes();
-  StoreFp8Latent(args, kv, factor, entry);
-  Bf16* keys = reinterpret_cast<Bf16*>(entry + layout.keys());
-  StoreKey(p, kv + p.latent, keys, position, known);
-  const int num_keys = (layout.bytes() - layout.keys()) / 2;
-  for (int i = p.rope + device::LaneIdx(); i < num_keys; i += 32) keys[i] = Bf16{0};
+  if (token < args.p.num_tokens) MlaStoreToken(args, token);
 }
 
 }  // namespace
@@ -159,7 +39,7 @@ cudaError_t LaunchMlaStoreKv(const MlaStoreKvParams& params, const DeviceFacts&,
   LaunchShape shape;
   shape.grid = dim3(static_cast<unsigned>(plan.grid));
   shape.block = kStoreThreads;
-  return Launch(&MlaStoreKvKernel, shape, stream, StoreParams{params, plan});
+  return Launch(&MlaStoreKvKernel, shape, stream, MlaStoreLaunch{params, plan});
 }
 
 }  // namespace jevons::cuda

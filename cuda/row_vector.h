@@ -95,6 +95,11 @@ __device__ __forceinline__ void StoreVector(const float (&v)[kRowVector], int ve
   }
 }
 
+__device__ __forceinline__ void FillNan(float (&v)[kRowVector]) {
+#pragma unroll
+  for (float& value : v) value = device::FloatFromBits(0x7FC00000u);
+}
+
 __host__ __device__ constexpr int NumVectors(int width) {
   return (width + kRowVector - 1) / kRowVector;
 }

@@ -16,6 +16,7 @@
 #include "cuda/device/launch.h"
 #include "cuda/device/thread.h"
 #include "cuda/norm_row.h"
+#include "cuda/rope_vector.h"
 
 namespace jevons::cuda {
 namespace {
@@ -28,11 +29,6 @@ struct Planned {
   P p;
   RowsPlan plan;
 };
-
-__device__ __forceinline__ void FillNan(float (&v)[kRowVector]) {
-#pragma unroll
-  for (float& value : v) value = device::FloatFromBits(0x7FC00000u);
-}
 
 // The vector of its row that this thread works on.
 __device__ __forceinline__ int VectorIdx() {
@@ -104,42 +100,14 @@ __global__ void __launch_bounds__(kMostThreads)
   StoreVector(gate, vector, p.width, args.plan.whole, static_cast<Out*>(p.out) + t * p.out_stride);
 }
 
-// Rotates the four pairs of a vector. Cosines and sines are read as the vector's half.
-__device__ __forceinline__ void Rotate(const float* cos_sin, int d, int vector,
-                                       float (&v)[kRowVector]) {
-#pragma unroll
-  for (int i = 0; i < kRowVector / 2; ++i) {
-    const int pair = vector * (kRowVector / 2) + i;
-    if (pair >= d / 2) continue;
-    const float c = cos_sin[pair];
-    const float s = cos_sin[d / 2 + pair];
-    const float a = v[2 * i];
-    const float b = v[2 * i + 1];
-    v[2 * i] = device::Fma(a, c, -(b * s));
-    v[2 * i + 1] = device::Fma(a, s, b * c);
-  }
-}
-
 template <typename In, typename Out>
 __global__ void __launch_bounds__(kMostThreads)
     RopeKernel(const __grid_constant__ Planned<RopeParams> args) {
-  const RopeParams& p = args.p;
-  const int64_t t = device::BlockIdxX();
-  const int vectors_per_head = NumVectors(p.d);
-  const int64_t head = VectorIdx() / vectors_per_head;
-  const int vector = VectorIdx() % vectors_per_head;
-  if (head >= p.num_heads) return;
-  const int32_t position = p.positions[t];
-  float v[kRowVector];
-  if (position >= 0 && position < p.max_positions) {
-    LoadVector(static_cast<const In*>(p.x) + t * p.x_stride + head * p.x_head_stride, vector, p.d,
-               args.plan.whole, v);
-    Rotate(p.cos_sin + static_cast<int64_t>(position) * p.d, p.d, vector, v);
-  } else {
-    FillNan(v);
-  }
-  StoreVector(v, vector, p.d, args.plan.whole,
-              static_cast<Out*>(p.out) + t * p.out_stride + head * p.out_head_stride);
+  const int vectors_per_head = NumVectors(args.p.d);
+  const int head = VectorIdx() / vectors_per_head;
+  if (head >= args.p.num_heads) return;
+  RopeVector<In, Out>(args.p, args.plan.whole, device::BlockIdxX(), head,
+                      VectorIdx() % vectors_per_head);
 }
 
 template <typename Unit>

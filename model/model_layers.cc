@@ -94,21 +94,17 @@ absl::Status ModelRunner::Attention(int32_t layer_idx, const Step& step) {
     q = work_.q.view.Slice(0, t);
     RETURN_IF_ERROR(backend_->Linear({.x = q_a, .weight = w.q_b.get(), .bias = {}, .out = q}));
   }
-  RETURN_IF_ERROR(backend_->MlaStoreKv({.kv = qkv.Columns(q_cols, r + rope),
-                                        .norm_weight = w.kv_a_norm.view,
-                                        .eps = kLatentNormEps,
-                                        .positions = step.positions,
-                                        .cos_sin = cos_sin_.view,
-                                        .slot_mapping = step.slot_mapping,
-                                        .cache = cache_.layer(layer_idx)}));
-  const TensorView q_heads = q.SplitLast(nope + rope);
   const TensorView q_latent = work_.q_latent.view.Slice(0, t).SplitLast(r + rope);
-  RETURN_IF_ERROR(backend_->HeadLinear(
-      {.x = q_heads.Columns(0, nope), .weight = w.uk.get(), .out = q_latent.Columns(0, r)}));
-  RETURN_IF_ERROR(backend_->Rope({.x = q_heads.Columns(nope, rope),
-                                  .positions = step.positions,
-                                  .cos_sin = cos_sin_.view,
-                                  .out = q_latent.Columns(r, rope)}));
+  RETURN_IF_ERROR(backend_->MlaPrepare({.store = {.kv = qkv.Columns(q_cols, r + rope),
+                                                  .norm_weight = w.kv_a_norm.view,
+                                                  .eps = kLatentNormEps,
+                                                  .positions = step.positions,
+                                                  .cos_sin = cos_sin_.view,
+                                                  .slot_mapping = step.slot_mapping,
+                                                  .cache = cache_.layer(layer_idx)},
+                                        .q = q.SplitLast(nope + rope),
+                                        .uk = w.uk.get(),
+                                        .out = q_latent}));
   const TensorView attended = work_.attended.view.Slice(0, t).SplitLast(r);
   RETURN_IF_ERROR(backend_->MlaAttention({.q = q_latent,
                                           .cache = cache_.layer(layer_idx),

@@ -47,6 +47,13 @@ absl::Status Backend::GatedUp(const GatedUpArgs& args) {
   return SiluMul({.gate_up = args.workspace.Slice(0, used), .out = args.out.Slice(0, used)});
 }
 
+absl::Status Backend::MlaPrepare(const MlaPrepareArgs& args) {
+  RETURN_IF_ERROR(Validate(args));
+  RETURN_IF_ERROR(MlaStoreKv(args.store));
+  RETURN_IF_ERROR(HeadLinear(args.product()));
+  return Rope(args.rotation());
+}
+
 absl::Status Backend::RouteAndDispatch(const RouteTopKArgs& route, const DispatchPlan& plan) {
   RETURN_IF_ERROR(RouteTopK(route));
   return ExpertDispatch({.topk_idx = route.topk_idx, .plan = plan});

@@ -123,6 +123,8 @@ class Backend {
   // By default the product goes to the workspace and then through SiluMul.
   virtual absl::Status GatedUp(const GatedUpArgs& args);
   virtual absl::Status MlaStoreKv(const MlaStoreKvArgs& args) = 0;
+  // By default its three steps one after the other; a backend may do them at once.
+  virtual absl::Status MlaPrepare(const MlaPrepareArgs& args);
   virtual absl::Status MlaAttention(const MlaAttentionArgs& args) = 0;
   virtual absl::Status RouteTopK(const RouteTopKArgs& args) = 0;
   virtual absl::Status ExpertDispatch(const ExpertDispatchArgs& args) = 0;

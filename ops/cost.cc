@@ -62,6 +62,15 @@ OpCost Cost(const MlaStoreKvArgs& args) {
           4 * args.kv.num_elements()};
 }
 
+OpCost Cost(const MlaPrepareArgs& args) {
+  OpCost cost = Cost(args.store);
+  for (const OpCost& step : {Cost(args.product()), Cost(args.rotation())}) {
+    cost.bytes += step.bytes;
+    cost.flops += step.flops;
+  }
+  return cost;
+}
+
 OpCost Cost(const MlaAttentionArgs& args) {
   const int32_t* cu = args.cu_seqlens_q.ptr<int32_t>();
   const int64_t row_bytes = EntryBytes(args.cache);

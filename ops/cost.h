@@ -23,6 +23,7 @@ OpCost Cost(const LinearArgs& args);
 OpCost Cost(const HeadLinearArgs& args);
 OpCost Cost(const GroupedGemmArgs& args);
 OpCost Cost(const MlaStoreKvArgs& args);
+OpCost Cost(const MlaPrepareArgs& args);
 OpCost Cost(const MlaAttentionArgs& args);
 OpCost Cost(const RouteTopKArgs& args);
 OpCost Cost(const ExpertDispatchArgs& args);

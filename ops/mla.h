@@ -5,7 +5,9 @@
 #pragma once
 
 #include "base/tensor_view.h"
+#include "ops/elementwise.h"
 #include "ops/fp8_entry.h"
+#include "ops/linear.h"
 
 namespace jevons {
 
@@ -26,6 +28,31 @@ struct MlaStoreKvArgs {
   TensorView cos_sin;
   TensorView slot_mapping;
   TensorView cache;
+};
+
+// What    MlaStoreKv; out[t, h, :r] = UK_h q[t, h, :nope]; out[t, h, r:] = rope(q[t, h, nope:]):
+//         all that attention wants of a step's tokens
+// Shapes  as MlaStoreKv; q [num_tokens, num_heads, nope + p] f32, out
+//         [num_tokens, num_heads, r + p] f32, outer strides free; uk of num_heads groups [r, nope].
+//         out overlaps neither q nor kv
+// Edge, Order, Error as MlaStoreKv, HeadLinear and Rope, one after the other
+struct MlaPrepareArgs {
+  MlaStoreKvArgs store;
+  TensorView q;
+  const Weight* uk = nullptr;
+  TensorView out;
+
+  // The other two steps, of arguments that are valid. No step reads what another one writes.
+  HeadLinearArgs product() const {
+    return {.x = q.Columns(0, uk->k()), .weight = uk, .out = out.Columns(0, uk->n())};
+  }
+  RopeArgs rotation() const {
+    const int64_t p = store.cos_sin.dim(1);
+    return {.x = q.Columns(uk->k(), p),
+            .positions = store.positions,
+            .cos_sin = store.cos_sin,
+            .out = out.Columns(uk->n(), p)};
+  }
 };
 
 // What    out[t, h] = sum_u softmax_u(scale * q[t, h] . cache[u]) * cache[u][:r],

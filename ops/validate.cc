@@ -218,6 +218,22 @@ absl::Status Validate(const MlaStoreKvArgs& args, const ArgRules& rules) {
   return check.status();
 }
 
+absl::Status Validate(const MlaPrepareArgs& args, const ArgRules& rules) {
+  RETURN_IF_ERROR(Validate(args.store, rules));
+  ArgCheck check("MlaPrepare");
+  CheckWeight(check, args.uk);
+  if (!check.ok()) return check.status();
+  const int64_t num_tokens = Dim(args.store.kv, 0);
+  const int64_t num_heads = args.uk->num_groups();
+  const int64_t p = Dim(args.store.cos_sin, 1);
+  const int64_t r = Dim(args.store.norm_weight, 0);
+  check.InRange("uk rows", args.uk->n(), r, r);
+  check.Tensor("q", args.q, rules.activation, {num_tokens, num_heads, args.uk->k() + p},
+               Layout::kStrided);
+  check.Output("out", args.out, FloatType(args.out, rules), {num_tokens, num_heads, r + p});
+  return check.status();
+}
+
 absl::Status Validate(const MlaAttentionArgs& args, const ArgRules& rules) {
   ArgCheck check("MlaAttention");
   const int64_t num_seqs = Dim(args.context_lens, 0);

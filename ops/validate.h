@@ -31,6 +31,7 @@ absl::Status Validate(const HeadLinearArgs& args, const ArgRules& rules = {});
 absl::Status Validate(const GroupedGemmArgs& args, const ArgRules& rules = {});
 absl::Status Validate(const GatedUpArgs& args, const ArgRules& rules = {});
 absl::Status Validate(const MlaStoreKvArgs& args, const ArgRules& rules = {});
+absl::Status Validate(const MlaPrepareArgs& args, const ArgRules& rules = {});
 absl::Status Validate(const MlaAttentionArgs& args, const ArgRules& rules = {});
 absl::Status Validate(const RouteTopKArgs& args, const ArgRules& rules = {});
 absl::Status Validate(const ExpertDispatchArgs& args, const ArgRules& rules = {});

@@ -98,6 +98,15 @@ class DeviceMember : public Communicator {
   absl::Status AllToAll(const AllToAllArgs& args) override {
     return Run([&] { return ways_.data->AllToAll(args); });
   }
+  absl::Status StartAllToAll(const AllToAllArgs& args) override {
+    RETURN_IF_ERROR(Run([&] { return ways_.data->StartAllToAll(args); }));
+    is_under_way_ = true;
+    return absl::OkStatus();
+  }
+  absl::Status FinishAllToAll() override {
+    is_under_way_ = false;
+    return Run([&] { return ways_.data->FinishAllToAll(); });
+  }
   absl::Status AllGather(const void* send, int64_t bytes, void* recv) override {
     return Run([&] { return ways_.data->AllGather(send, bytes, recv); });
   }
@@ -105,10 +114,10 @@ class DeviceMember : public Communicator {
     return Run([&] { return ways_.data->Broadcast(data, bytes, root); });
   }
   absl::Status AllReduce(std::span<int64_t> values, ReduceOp op) override {
-    return Run([&] { return ways_.host->AllReduce(values, op); });
+    return RunOnHost(CallKind::kAllReduce, [&] { return ways_.host->AllReduce(values, op); });
   }
   absl::Status Barrier(absl::Duration timeout) override {
-    return Run([&] { return ways_.host->Barrier(timeout); });
+    return RunOnHost(CallKind::kBarrier, [&] { return ways_.host->Barrier(timeout); });
   }
   absl::Status Wait() override {
     return Run([&] { return ways_.data->Wait(); });
@@ -127,10 +136,19 @@ class DeviceMember : public Communicator {
     return broken_;
   }
 
+  // `data` knows nothing of these.
+  absl::Status RunOnHost(CallKind kind, absl::FunctionRef<absl::Status()> call) {
+    return Run([&] {
+      RETURN_IF_ERROR(ValidateAlone(kind, is_under_way_));
+      return call();
+    });
+  }
+
   DeviceGroup::State* const group_;
   const int32_t rank_;
   DeviceGroup::State::Member ways_;
-  absl::Status broken_;  // the first error that this rank has seen
+  bool is_under_way_ = false;  // an exchange in halves
+  absl::Status broken_;        // the first error that this rank has seen
 };
 
 }  // namespace

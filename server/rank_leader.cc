@@ -24,6 +24,8 @@ constexpr absl::Duration kTick = absl::Milliseconds(100);
 constexpr absl::Duration kCloseTime = absl::Seconds(1);
 // Memory that is taken for weights may hold up every thread of a process.
 constexpr absl::Duration kLoadSilence = absl::Seconds(10);
+// The same while a group forms, which streams wait for.
+constexpr absl::Duration kFormSilence = absl::Seconds(4);
 constexpr int kMinPingMs = 1'000;  // ranks ping every two seconds
 // A broken data plane alone: so often in a row another group is formed, each after a lost rank would have
 // been noticed, and a group that lived for longer ends the row.
@@ -336,8 +338,10 @@ class RankLeaderImpl : public RankLeader, public LinkOwner {
       const State state = rank->state();
       if (state != State::kJoined && state != State::kLoaded) continue;
       absl::Duration limit = options_.silence;
-      if (state == State::kJoined || rank->stats().group_epoch != epoch()) {
+      if (state == State::kJoined) {
         limit = std::max(limit, kLoadSilence);
+      } else if (rank->stats().group_epoch != epoch()) {
+        limit = std::max(limit, kFormSilence);
       }
       if (rank->silence() <= limit) continue;
       Lose(*rank,

@@ -154,6 +154,32 @@ TEST_F(BytesTest, HeadLinearReadsTheWeightOfEachHeadOnce) {
   }
 }
 
+TEST_F(BytesTest, MlaPrepareReadsTheWeightOfEachHeadOnce) {
+  constexpr int32_t kHeads = 3;
+  constexpr int64_t kRope = 16;
+  const DeviceTensor table = Normal(DType::kF32, {4, kRope});
+  for (const BytesCase& c : Cases()) {
+    if (c.dtype != DType::kBF16) continue;  // the others go to HeadLinear's kernel
+    SCOPED_TRACE(NameOf(c));
+    const auto uk = PackGroups(c.dtype, kHeads, 1, c.size.n, c.size.k);
+    const DeviceTensor kv = Normal(DType::kBF16, {c.rows, c.size.n + kRope});
+    const DeviceTensor norm = Normal(DType::kF32, {c.size.n});
+    const DeviceTensor positions = Ints(std::vector<int32_t>(c.rows, 2));
+    const DeviceTensor slots = Upload(TestTensor(DType::kI64, {c.rows}));
+    const DeviceTensor cache = Normal(DType::kBF16, {1, 8, c.size.n + kRope});
+    const DeviceTensor q = Normal(DType::kBF16, {c.rows, kHeads, c.size.k + kRope});
+    const DeviceTensor out = Normal(DType::kBF16, {c.rows, kHeads, c.size.n + kRope});
+    const int64_t read = BytesRead(DataOf(*uk), [&] {
+      return backend_->MlaPrepare(
+          {.store = {kv.view, norm.view, 1e-6f, positions.view, table.view, slots.view, cache.view},
+           .q = q.view,
+           .uk = uk.get(),
+           .out = out.view});
+    });
+    ExpectOnce(read, kHeads * c.bytes());
+  }
+}
+
 // Rows of each expert; most have none.
 struct Spread {
   std::vector<int32_t> rows;

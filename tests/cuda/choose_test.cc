@@ -72,7 +72,8 @@ GemmParams ParamsOf(const Product& product, WeightFormat format, int32_t num_row
 }
 
 auto Fields(const GemmPlan& p) {
-  return std::tie(p.atom, p.tile_tokens, p.warps_per_strip, p.num_blocks, p.smem_bytes);
+  return std::tie(p.atom, p.tile_tokens, p.warps_per_strip, p.num_blocks, p.resident_blocks,
+                  p.smem_bytes);
 }
 auto Fields(const MlaPlan& p) {
   return std::tie(p.latent, p.keys, p.grid, p.smem_bytes, p.q_unit, p.cache_unit, p.out_pairs,
@@ -106,7 +107,9 @@ TEST(ChooseGemmTest, EveryPlanFitsTheDevice) {
     EXPECT_LE(plan.smem_bytes, device.max_smem_bytes);
     // Blocks walk over tiles: one is enough, and more than can be resident would wait.
     EXPECT_GE(plan.num_blocks, 1);
-    EXPECT_LE(plan.num_blocks, 2 * device.num_sms);
+    EXPECT_LE(plan.num_blocks, plan.resident_blocks);
+    EXPECT_GE(plan.resident_blocks, device.num_sms);
+    EXPECT_LE(plan.resident_blocks, 2 * device.num_sms);
   });
 }
 

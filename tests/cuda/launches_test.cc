@@ -51,15 +51,24 @@ class LaunchesTest : public CudaBackendTest {
   }
 };
 
-// Attention has seven. V3 has a product and a norm more, of the low-rank query.
+// Attention has five. V3 has a product and a norm more, of the low-rank query.
 TEST_F(LaunchesTest, AMoeLayerOfOneTokenHasThreeKernelsBesideAttention) {
-  EXPECT_EQ(KernelsOfAMoeLayer(TinyV2Config(), 1), 10);
-  EXPECT_EQ(KernelsOfAMoeLayer(TinyV3Config(), 1), 12);
+  EXPECT_EQ(KernelsOfAMoeLayer(TinyV2Config(), 1), 8);
+  EXPECT_EQ(KernelsOfAMoeLayer(TinyV3Config(), 1), 10);
 }
 
 // Norm, router and choice apart; down apart from combine and norm.
 TEST_F(LaunchesTest, AMoeLayerOfALargerStepHasSixKernelsBesideAttention) {
-  EXPECT_EQ(KernelsOfAMoeLayer(TinyV2Config(), 12), 13);
+  EXPECT_EQ(KernelsOfAMoeLayer(TinyV2Config(), 12), 11);
+}
+
+TEST_F(LaunchesTest, ADenseLayerOfOneTokenHasNine) {
+  for (const auto& [config, want] : {std::pair(TinyV2Config(), 9), std::pair(TinyV3Config(), 11)}) {
+    ModelConfig more = config;
+    ++more.num_hidden_layers;
+    ++more.first_k_dense_replace;
+    EXPECT_EQ(KernelsOfAStep(more, 1) - KernelsOfAStep(config, 1), want);
+  }
 }
 
 }  // namespace

@@ -8,6 +8,7 @@
 #include <thread>
 #include <vector>
 
+#include "absl/cleanup/cleanup.h"
 #include "tests/parallel/nccl_ranks.h"
 #include "tests/support/status_matchers.h"
 
@@ -90,6 +91,7 @@ TEST_F(DeviceGroupTest, HostCallsWaitForNoDevice) {
 TEST_F(DeviceGroupTest, AnAbortFreesARankThatWaitsForItsDevice) {
   std::barrier<> done(2);
   Run({.timeout = kLong}, [&](Rank& r) {
+    const absl::Cleanup together = [&] { done.arrive_and_wait(); };
     ASSERT_TRUE(r.Join().ok());
     ASSERT_TRUE(r.comm->Barrier(kLong).ok());
     if (r.rank == 0) {
@@ -101,7 +103,6 @@ TEST_F(DeviceGroupTest, AnAbortFreesARankThatWaitsForItsDevice) {
     }
     ExpectError(r.Exchange(), StatusCode::kAborted, {"its machine burns"});
     ExpectError(r.comm->Barrier(kLong), StatusCode::kAborted, {"its machine burns"});
-    done.arrive_and_wait();
   });
 }
 
@@ -109,39 +110,41 @@ TEST_F(DeviceGroupTest, AnAbortFreesARankThatWaitsForItsDevice) {
 TEST_F(DeviceGroupTest, AWaitForOneThingEndsWithItOrWithTheErrorOfAnotherRank) {
   std::barrier<> done(2);
   Run({.timeout = kLong}, [&](Rank& r) {
+    const absl::Cleanup together = [&] { done.arrive_and_wait(); };
     ASSERT_TRUE(r.Join().ok());
     ASSERT_TRUE(r.Exchange().ok());
     int asked = 0;
     EXPECT_TRUE(r.comm->WaitUntil([&] { return ++asked == 3; }).ok());
     EXPECT_EQ(asked, 3);
+    // The error of one ends every call of the other.
+    ASSERT_TRUE(r.comm->Barrier(kLong).ok());
     if (r.rank == 1) {
       ExpectError(r.comm->Broadcast(r.data, -5, 0), StatusCode::kInvalidArgument, {"-5"});
     } else {
       ExpectError(r.comm->WaitUntil([] { return false; }), StatusCode::kAborted, {"-5"});
     }
-    done.arrive_and_wait();
   });
 }
 
 TEST_F(DeviceGroupTest, AWaitForOneThingHasADeadlineAndTakesItsErrors) {
   std::barrier<> done(2);
   Run({.timeout = absl::Milliseconds(200)}, [&](Rank& r) {
+    const absl::Cleanup together = [&] { done.arrive_and_wait(); };
     ASSERT_TRUE(r.Join().ok());
     ASSERT_TRUE(r.comm->Barrier(kLong).ok());
     if (r.rank == 0) {
       ExpectError(r.comm->WaitUntil([] { return false; }), StatusCode::kDeadlineExceeded,
                   {"Wait", "rank 0 of 2", "200ms"});
     }
-    done.arrive_and_wait();
   });
   Run({.timeout = kLong}, [&](Rank& r) {
+    const absl::Cleanup together = [&] { done.arrive_and_wait(); };
     ASSERT_TRUE(r.Join().ok());
     ASSERT_TRUE(r.comm->Barrier(kLong).ok());
     if (r.rank == 0) {
       const absl::Status lost = absl::InternalError("the copy failed");
       EXPECT_EQ(r.comm->WaitUntil([&]() -> absl::StatusOr<bool> { return lost; }), lost);
     }
-    done.arrive_and_wait();
   });
 }
 

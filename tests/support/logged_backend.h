@@ -67,6 +67,7 @@ class LoggedBackend : public Backend {
   }
   absl::Status GatedUp(const GatedUpArgs& args) override { return inner_->GatedUp(args); }
   absl::Status MlaStoreKv(const MlaStoreKvArgs& args) override { return inner_->MlaStoreKv(args); }
+  absl::Status MlaPrepare(const MlaPrepareArgs& args) override { return inner_->MlaPrepare(args); }
   absl::Status MlaAttention(const MlaAttentionArgs& args) override {
     return inner_->MlaAttention(args);
   }

@@ -201,10 +201,11 @@ class StagedBackend : public Backend {
     });
   }
   absl::Status MlaStoreKv(const MlaStoreKvArgs& a) override {
+    return Run([&](Stage& s) { return device_->MlaStoreKv(Staged(s, a)); });
+  }
+  absl::Status MlaPrepare(const MlaPrepareArgs& a) override {
     return Run([&](Stage& s) {
-      return device_->MlaStoreKv({s.In(a.kv, act_), s.In(a.norm_weight), a.eps, s.In(a.positions),
-                                  s.In(a.cos_sin), s.In(a.slot_mapping),
-                                  s.Out(a.cache, CacheType(a.cache))});
+      return device_->MlaPrepare({Staged(s, a.store), s.In(a.q, act_), a.uk, s.Out(a.out, out_)});
     });
   }
   absl::Status MlaAttention(const MlaAttentionArgs& a) override {
@@ -320,6 +321,15 @@ class StagedBackend : public Backend {
                     s.In(a.combine.shared),
                     sum},
         .norm = {s.Out(a.norm.x), sum, s.In(a.norm.weight), a.norm.eps, s.Out(a.norm.out, out_)}};
+  }
+  MlaStoreKvArgs Staged(Stage& s, const MlaStoreKvArgs& a) const {
+    return {s.In(a.kv, act_),
+            s.In(a.norm_weight),
+            a.eps,
+            s.In(a.positions),
+            s.In(a.cos_sin),
+            s.In(a.slot_mapping),
+            s.Out(a.cache, CacheType(a.cache))};
   }
   static absl::Status NotHere() { return absl::UnimplementedError("a staged backend runs ops"); }
 

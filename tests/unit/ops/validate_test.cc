@@ -152,6 +152,34 @@ TEST(ValidateTest, MlaStoreKvSlotsLieInTheCache) {
   ExpectRefused(Validate(args), "MlaStoreKv: slot_mapping[1] must be in [0, 11], got -1");
 }
 
+TEST(ValidateTest, MlaPrepareNeedsQueriesOfItsTokensAndHeads) {
+  const FakeWeight uk(2, 6, 8);
+  std::vector<int32_t> positions = {0, 1, 2};
+  std::vector<int64_t> slots = {0, 1, 11};
+  MlaPrepareArgs args;
+  args.store = {F32({3, 10}),   F32({6}),    1e-6f,
+                I32(positions), F32({4, 4}), TensorView(slots.data(), DType::kI64, {3}),
+                F32({3, 4, 10})};
+  args.q = F32({3, 2, 12});
+  args.uk = &uk;
+  args.out = F32({3, 2, 10});
+  EXPECT_TRUE(Validate(args).ok()) << Validate(args);
+  args.q = F32({2, 2, 12});
+  ExpectRefused(Validate(args), "MlaPrepare: q must be f32 [3, 2, 12], got f32 [2, 2, 12]");
+  args.q = F32({3, 2, 11});
+  ExpectRefused(Validate(args), "MlaPrepare: q must be f32 [3, 2, 12], got f32 [3, 2, 11]");
+  args.q = F32({3, 2, 12});
+  args.out = F32({3, 2, 9});
+  ExpectRefused(Validate(args), "MlaPrepare: out must be f32 [3, 2, 10], got f32 [3, 2, 9]");
+  const FakeWeight narrow(2, 5, 8);
+  args.uk = &narrow;
+  ExpectRefused(Validate(args), "MlaPrepare: uk rows must be in [6, 6], got 5");
+  args.uk = nullptr;
+  ExpectRefused(Validate(args), "MlaPrepare: weight must be given, got nothing");
+  slots[2] = 12;
+  ExpectRefused(Validate(args), "MlaStoreKv: slot_mapping[2] must be in [0, 11], got 12");
+}
+
 TEST(ValidateTest, ACacheOfBytesHasFp8Entries) {
   alignas(16) static uint8_t place[32];
   std::vector<int32_t> ints = {0, 1};
