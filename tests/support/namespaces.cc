@@ -7,6 +7,7 @@
 
 #include <cerrno>
 #include <cstdlib>
+#include <filesystem>
 #include <fstream>
 #include <vector>
 
@@ -39,7 +40,7 @@ absl::StatusOr<std::unique_ptr<SmallDisk>> SmallDisk::Create(int64_t bytes) {
   if (mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr) != 0) {
     return absl::ErrnoToStatus(errno, "making mounts private");
   }
-  std::string path = "/tmp/jevons_disk_XXXXXX";
+  std::string path = std::filesystem::temp_directory_path() / "jevons_disk_XXXXXX";
   if (mkdtemp(path.data()) == nullptr) return absl::ErrnoToStatus(errno, path);
   const std::string size = absl::StrCat("size=", bytes);
   if (mount("none", path.c_str(), "tmpfs", 0, size.c_str()) != 0) {

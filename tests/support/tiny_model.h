@@ -59,6 +59,15 @@ inline ModelConfig TinyV2Config() {
   return c;
 }
 
+inline ModelConfig DenseConfig() {
+  ModelConfig c = TinyV2Config();
+  c.n_routed_experts = 0;
+  c.n_shared_experts = 0;
+  c.num_experts_per_tok = 0;
+  c.first_k_dense_replace = c.num_hidden_layers;
+  return c;
+}
+
 // A tiny model with one kind of cache.
 struct TinyCase {
   ModelConfig config;

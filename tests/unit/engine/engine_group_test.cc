@@ -13,24 +13,6 @@
 namespace jevons {
 namespace {
 
-std::vector<GenerationRequest> MakeRequests(int count, int num_new_tokens) {
-  Random random(23);
-  std::vector<GenerationRequest> out(count);
-  for (int i = 0; i < count; ++i) {
-    const int64_t length = 1 + random.Below(90);
-    for (int64_t j = 0; j < length; ++j) {
-      out[i].prompt_ids.push_back(static_cast<int32_t>(random.Below(130)));
-    }
-    out[i].max_new_tokens = num_new_tokens;
-    out[i].ignore_eos = true;
-    out[i].sampling.temperature = i % 2 == 0 ? 0.0f : 1.0f;
-    out[i].sampling.seed = 100 + i;
-    out[i].num_logprobs = 3;
-    out[i].num_prompt_logprobs = 1;
-  }
-  return out;
-}
-
 EngineOptions Options(int32_t num_ranks) {
   EngineOptions options;
   options.num_ranks = num_ranks;
@@ -50,15 +32,6 @@ std::unique_ptr<Engine> StartGroup(const ModelConfig& config, EngineOptions opti
   return StartEngine(*std::move(group), clock);
 }
 
-ModelConfig DenseConfig() {
-  ModelConfig config = TinyV2Config();
-  config.n_routed_experts = 0;
-  config.n_shared_experts = 0;
-  config.num_experts_per_tok = 0;
-  config.first_k_dense_replace = config.num_hidden_layers;
-  return config;
-}
-
 double CpuSeconds() {
   rusage usage = {};
   getrusage(RUSAGE_SELF, &usage);
@@ -73,7 +46,7 @@ class EngineGroupTest : public testing::TestWithParam<ModelConfig> {
 };
 
 TEST_P(EngineGroupTest, GivesTheBytesOfOneRank) {
-  const std::vector<GenerationRequest> requests = MakeRequests(9, 12);
+  const std::vector<GenerationRequest> requests = RandomRequests(9, 12);
   const auto alone = StartTinyEngine(GetParam(), Options(1), &clock_);
   const std::vector<Outcome> want = RunTogether(*alone, requests);
   for (int32_t num_ranks : {2, 4, 8}) {
@@ -95,7 +68,7 @@ TEST_P(EngineGroupTest, GivesTheBytesOfOneRank) {
 
 // Prompts make steps that are cut in two, decoding makes others.
 TEST_P(EngineGroupTest, OverlapOfExchangesAndComputingGivesTheBytesOfOneRank) {
-  const std::vector<GenerationRequest> requests = MakeRequests(9, 12);
+  const std::vector<GenerationRequest> requests = RandomRequests(9, 12);
   const auto alone = StartTinyEngine(GetParam(), Options(1), &clock_);
   const std::vector<Outcome> want = RunTogether(*alone, requests);
   for (const auto overlap : {ExchangeOverlap::kOff, ExchangeOverlap::kBatches}) {
@@ -112,8 +85,8 @@ TEST_P(EngineGroupTest, OverlapOfExchangesAndComputingGivesTheBytesOfOneRank) {
 
 // Ranks without a request take part; when all are silent nothing spins, and the next request starts.
 TEST_P(EngineGroupTest, OneRequestThenOneLongThenSilenceThenOneAgain) {
-  const std::vector<GenerationRequest> short_ones = MakeRequests(4, 3);
-  const GenerationRequest long_one = MakeRequests(1, 60)[0];
+  const std::vector<GenerationRequest> short_ones = RandomRequests(4, 3);
+  const GenerationRequest long_one = RandomRequests(1, 60)[0];
   const auto alone = StartTinyEngine(GetParam(), Options(1), &clock_);
   const Outcome want_long = RunTogether(*alone, {long_one})[0];
   const Outcome want_short = RunTogether(*alone, {short_ones[1]})[0];
@@ -132,7 +105,7 @@ TEST_P(EngineGroupTest, OneRequestThenOneLongThenSilenceThenOneAgain) {
 TEST_P(EngineGroupTest, RequestsGoToTheRankWithTheFewest) {
   const auto group = StartGroup(GetParam(), Options(4), &clock_);
   std::vector<std::shared_ptr<TokenStream>> streams;
-  for (const GenerationRequest& request : MakeRequests(4, 200)) {
+  for (const GenerationRequest& request : RandomRequests(4, 200)) {
     streams.push_back(*group->Submit(request));
   }
   // One on each rank: each holds the blocks of one sequence.
@@ -145,7 +118,7 @@ TEST_P(EngineGroupTest, CancelsAndRandomLengthsLeaveNothingBehind) {
   const auto group = StartGroup(GetParam(), Options(3), &clock_);
   Random random(3);
   std::vector<std::shared_ptr<TokenStream>> streams;
-  for (GenerationRequest& request : MakeRequests(40, 1)) {
+  for (GenerationRequest& request : RandomRequests(40, 1)) {
     request.max_new_tokens = 1 + static_cast<int32_t>(random.Below(30));
     streams.push_back(*group->Submit(request));
     if (random.Below(3) == 0) streams.back()->Cancel();
@@ -160,9 +133,9 @@ TEST_P(EngineGroupTest, CancelsAndRandomLengthsLeaveNothingBehind) {
 
 TEST_P(EngineGroupTest, DrainLetsShortRequestsFinishAndEndsLongOnesWithAReason) {
   const auto group = StartGroup(GetParam(), Options(2), &clock_);
-  const auto short_one = *group->Submit(MakeRequests(1, 2)[0]);
+  const auto short_one = *group->Submit(RandomRequests(1, 2)[0]);
   EXPECT_EQ(ReadAll(*short_one).end.reason, FinishReason::kLength);
-  GenerationRequest endless = MakeRequests(1, 1900)[0];
+  GenerationRequest endless = RandomRequests(1, 1900)[0];
   const auto long_one = *group->Submit(endless);
   group->Drain(absl::Milliseconds(20));
   EXPECT_EQ(ReadAll(*long_one).end.error.code(), absl::StatusCode::kUnavailable);
@@ -208,7 +181,7 @@ class ExpertBalancerTest : public testing::Test {
   }
 
   RealClock clock_;
-  std::vector<GenerationRequest> requests_ = MakeRequests(8, 150);
+  std::vector<GenerationRequest> requests_ = RandomRequests(8, 150);
 };
 
 TEST_F(ExpertBalancerTest, ExpertsMoveUnderwayAndTheBytesStay) {
@@ -248,7 +221,7 @@ TEST(EngineGroupFailureTest, ABrokenGroupEndsEveryStream) {
   const RealClock clock;
   const auto group = StartEngine(*std::move(loaded), &clock);
   std::vector<std::shared_ptr<TokenStream>> streams;
-  for (const GenerationRequest& request : MakeRequests(6, 1000)) {
+  for (const GenerationRequest& request : RandomRequests(6, 1000)) {
     streams.push_back(*group->Submit(request));
   }
   while (group->stats().num_new_tokens < 20) absl::SleepFor(absl::Milliseconds(1));
@@ -259,7 +232,7 @@ TEST(EngineGroupFailureTest, ABrokenGroupEndsEveryStream) {
     EXPECT_NE(end.error.message().find("its machine burns"), std::string::npos) << end.error;
   }
   EXPECT_EQ(group->failure().code(), absl::StatusCode::kUnavailable);
-  EXPECT_EQ(group->Submit(MakeRequests(1, 1)[0]).status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(group->Submit(RandomRequests(1, 1)[0]).status().code(), absl::StatusCode::kUnavailable);
 }
 
 // What they send each other would be read as host memory.

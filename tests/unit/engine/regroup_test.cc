@@ -1,12 +1,12 @@
 // Ranks that go on without one that is lost, and requests that others take over.
+#include "engine/rank_engine.h"
+
 #include <map>
 #include <memory>
 #include <vector>
 
-#include "base/random.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "engine/rank_engine.h"
 #include "tests/support/engine_run.h"
 #include "tests/support/fake_tokenizer.h"
 #include "tests/support/skewed_checkpoint.h"
@@ -17,24 +17,6 @@ namespace jevons {
 namespace {
 
 using testing::HasSubstr;
-
-std::vector<GenerationRequest> MakeRequests(int count, int num_new_tokens) {
-  Random random(31);
-  std::vector<GenerationRequest> out(count);
-  for (int i = 0; i < count; ++i) {
-    const int64_t length = 1 + random.Below(60);
-    for (int64_t j = 0; j < length; ++j) {
-      out[i].prompt_ids.push_back(static_cast<int32_t>(random.Below(130)));
-    }
-    out[i].max_new_tokens = num_new_tokens;
-    out[i].ignore_eos = true;
-    out[i].sampling.temperature = i % 2 == 0 ? 0.0f : 1.0f;
-    out[i].sampling.seed = 200 + i;
-    out[i].num_logprobs = 2;
-    out[i].num_prompt_logprobs = 1;
-  }
-  return out;
-}
 
 EngineOptions Options(int32_t num_ranks, int32_t num_redundant_experts = 0) {
   EngineOptions options;
@@ -183,7 +165,7 @@ class RegroupTest : public testing::TestWithParam<ModelConfig> {
   // Ranks are lost one after the other until one is left; streams run all along.
   void ExpectTheBytesOfOneRank(int32_t num_ranks, int32_t num_redundant,
                                const std::function<Ranks::Reopen(int32_t rank)>& reopen_of) {
-    const std::vector<GenerationRequest> requests = MakeRequests(2 * num_ranks, 90);
+    const std::vector<GenerationRequest> requests = RandomRequests(2 * num_ranks, 90);
     const std::vector<Outcome> want = RunTogether(*Alone(), requests);
     Ranks ranks(GetParam(), Options(num_ranks, num_redundant), &clock_, reopen_of);
     std::vector<Outcome> got(requests.size());
@@ -237,15 +219,6 @@ TEST_P(RegroupTest, NothingIsSeenOfALostRankWhoseExpertsHaveReplicas) {
   });
 }
 
-ModelConfig DenseConfig() {
-  ModelConfig config = TinyV2Config();
-  config.n_routed_experts = 0;
-  config.n_shared_experts = 0;
-  config.num_experts_per_tok = 0;
-  config.first_k_dense_replace = config.num_hidden_layers;
-  return config;
-}
-
 INSTANTIATE_TEST_SUITE_P(Models, RegroupTest,
                          testing::Values(TinyV2Config(), TinyV3Config(), DenseConfig()),
                          [](const auto& info) {
@@ -255,7 +228,7 @@ INSTANTIATE_TEST_SUITE_P(Models, RegroupTest,
 class RegroupFailureTest : public RegroupTest {};
 
 TEST_P(RegroupFailureTest, AGroupThatDoesNotComeTogetherIsFollowedByTheNext) {
-  const std::vector<GenerationRequest> requests = MakeRequests(3, 60);
+  const std::vector<GenerationRequest> requests = RandomRequests(3, 60);
   const std::vector<Outcome> want = RunTogether(*Alone(), requests);
   Ranks ranks(GetParam(), Options(3), &clock_, [this](int32_t r) { return ReopenOf(r); });
   std::vector<std::shared_ptr<TokenStream>> streams;
@@ -272,7 +245,7 @@ TEST_P(RegroupFailureTest, AGroupThatDoesNotComeTogetherIsFollowedByTheNext) {
 }
 
 TEST_P(RegroupFailureTest, ARankThatCannotReadFailsAndTheOthersGoOnWithoutIt) {
-  const std::vector<GenerationRequest> requests = MakeRequests(3, 60);
+  const std::vector<GenerationRequest> requests = RandomRequests(3, 60);
   const std::vector<Outcome> want = RunTogether(*Alone(), requests);
   Ranks ranks(GetParam(), Options(4), &clock_, [this](int32_t r) -> Ranks::Reopen {
     if (r == 2) return [] { return absl::DataLossError("the disk is gone"); };
@@ -293,7 +266,7 @@ TEST_P(RegroupFailureTest, ARankThatCannotReadFailsAndTheOthersGoOnWithoutIt) {
 
 TEST_P(RegroupFailureTest, ARankThatStopsWhileItsGroupIsBrokenEndsWithAReason) {
   Ranks ranks(GetParam(), Options(2), &clock_, [this](int32_t r) { return ReopenOf(r); });
-  const auto stream = Submit(ranks[1], MakeRequests(1, 500)[0]);
+  const auto stream = Submit(ranks[1], RandomRequests(1, 500)[0]);
   ranks.PokeAll();
   ASSERT_TRUE(WaitFor([&] { return ranks[1].stats().num_new_tokens > 5; }));
   ranks.Cut(1, "its cable was cut");
@@ -329,9 +302,9 @@ TEST_P(RegroupFailureTest, OnlyExpertsThatNobodyHoldsAreRead) {
   });
   ranks.LoseRank(3);
   ASSERT_TRUE(WaitFor([&] { return ranks[0].stats().group_epoch == 1; }));
-  const auto stream = Submit(ranks[0], MakeRequests(1, 5)[0]);
+  const auto stream = Submit(ranks[0], RandomRequests(1, 5)[0]);
   ranks.PokeAll();
-  ExpectSame(ReadAll(*stream), RunTogether(*Alone(), MakeRequests(1, 5))[0]);
+  ExpectSame(ReadAll(*stream), RunTogether(*Alone(), RandomRequests(1, 5))[0]);
   // 3 of 12 experts in 2 layers, of 3 matrices each.
   EXPECT_EQ(num_read, 3 * 2 * 3);
   ranks.End();
@@ -360,7 +333,7 @@ TEST(ResumeTest, GoesOnBehindAnyCutToTheBit) {
                          std::make_unique<FakeTokenizer>(), nullptr);
   ASSERT_TRUE(model.ok()) << model.status();
   RankEngine engine(*std::move(model), &clock);
-  for (GenerationRequest request : MakeRequests(4, 24)) {
+  for (GenerationRequest request : RandomRequests(4, 24)) {
     const Outcome free = RunTogether(engine, {request})[0];
     // Every other request ends with a stop string of its own text.
     if (request.sampling.seed % 2 == 0) request.stop = {AsciiOf(free.text)};
