@@ -7,6 +7,7 @@
 
 #include "base/status.h"
 #include "base/tensor_view.h"
+#include "ops/validate.h"
 
 namespace jevons {
 
@@ -46,5 +47,13 @@ class ArgCheck {
   std::string_view op_;
   absl::Status status_;
 };
+
+// Sizes of a view that may have the wrong rank; the shape check that follows reports it.
+inline int64_t Dim(const TensorView& view, int i) { return i < view.rank ? view.shape[i] : 0; }
+
+// What `view` may be as an activation: the rule's type where it is that, else f32.
+inline DType FloatType(const TensorView& view, const ArgRules& rules) {
+  return view.dtype == rules.activation ? rules.activation : DType::kF32;
+}
 
 }  // namespace jevons

@@ -11,14 +11,6 @@ namespace {
 constexpr DType kF32 = DType::kF32;
 constexpr DType kI32 = DType::kI32;
 
-// Sizes of a view that may have the wrong rank; the shape check that follows reports it.
-int64_t Dim(const TensorView& view, int i) { return i < view.rank ? view.shape[i] : 0; }
-
-// What `view` may be as an activation: the rule's type where it is that, else f32.
-DType FloatType(const TensorView& view, const ArgRules& rules) {
-  return view.dtype == rules.activation ? rules.activation : kF32;
-}
-
 void CheckEps(ArgCheck& check, float eps) {
   if (check.ok() && !(eps >= 0 && eps < 1)) {
     check.Require(false, absl::StrCat("eps must be in [0, 1), got ", eps));

@@ -8,8 +8,6 @@ namespace {
 
 constexpr DType kI32 = DType::kI32;
 
-int64_t Dim(const TensorView& view, int i) { return i < view.rank ? view.shape[i] : 0; }
-
 }  // namespace
 
 absl::Status Validate(const RankDispatchArgs& args, const ArgRules& rules) {

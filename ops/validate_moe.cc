@@ -8,12 +8,6 @@ namespace {
 constexpr DType kF32 = DType::kF32;
 constexpr DType kI32 = DType::kI32;
 
-int64_t Dim(const TensorView& view, int i) { return i < view.rank ? view.shape[i] : 0; }
-
-DType FloatType(const TensorView& view, const ArgRules& rules) {
-  return view.dtype == rules.activation ? rules.activation : kF32;
-}
-
 void CheckPlan(ArgCheck& check, const DispatchPlan& plan, int64_t num_tokens, int64_t top_k) {
   check.Tensor("plan.cu_rows", plan.cu_rows, kI32, {kAnySize});
   check.Tensor("plan.row_token", plan.row_token, kI32, {num_tokens * top_k});
