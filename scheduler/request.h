@@ -15,6 +15,10 @@ struct Request {
   std::vector<int32_t> prompt_ids = {};  // at least one
   int32_t max_new_tokens = 0;            // at least one
   absl::Time deadline = absl::InfiniteFuture();
+  // kNone: every prompt token is computed, because something is wanted of each.
+  enum class Reuse { kPrefix, kNone };
+  Reuse reuse = Reuse::kPrefix;
+  uint64_t cache_salt = 0;  // prefixes are shared between equal ones alone
 };
 
 }  // namespace jevons

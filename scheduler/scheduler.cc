@@ -15,8 +15,8 @@ int64_t MissingBlocks(const Sequence& sequence) {
 
 }  // namespace
 
-Scheduler::Scheduler(const SchedulerConfig& config, BlockManager* blocks)
-    : config_(config), blocks_(blocks) {
+Scheduler::Scheduler(const SchedulerConfig& config, BlockManager* blocks, PrefixCache* prefixes)
+    : config_(config), blocks_(blocks), prefixes_(prefixes) {
   CHECK(config.max_num_seqs >= 1);
   CHECK(config.max_num_batched_tokens >= config.max_num_seqs);
   CHECK(config.max_prefill_chunk_tokens >= 0);
@@ -51,6 +51,7 @@ const Batch& Scheduler::Schedule() {
   batch.slot_mapping.clear();
   batch.context_lens.clear();
   batch.cu_seqlens_q.assign(1, 0);
+  has_preempted_ = false;
   Budget budget = {.tokens = config_.max_num_batched_tokens};
   PlanRunning(budget);
   PlanWaiting(budget);
@@ -72,12 +73,16 @@ void Scheduler::PlanRunning(Budget& budget) {
   }
 }
 
-// A sequence that this step has preempted is not admitted again in it: it is the head, and wants at
-// least the blocks that it gave back, of which an older one has taken some.
+// A sequence that this step has preempted is not admitted again in it: a step under way may still have
+// it as it was, and the blocks that an older one wanted are gone.
 void Scheduler::PlanWaiting(Budget& budget) {
-  while (!waiting_.empty() && num_running() < config_.max_num_seqs && budget.tokens > 0) {
+  while (!has_preempted_ && !waiting_.empty() && num_running() < config_.max_num_seqs &&
+         budget.tokens > 0) {
     Sequence* sequence = waiting_.front();
-    if (MissingBlocks(*sequence) > blocks_->num_free() - budget.promised_blocks) return;
+    TakePrefix(sequence);
+    if (MissingBlocks(*sequence) > blocks_->num_free() - budget.promised_blocks) {
+      return ReturnAllBlocks(sequence);
+    }
     waiting_.pop_front();
     running_.push_back(sequence);
     sequence->state = Sequence::State::kRunning;
@@ -85,10 +90,45 @@ void Scheduler::PlanWaiting(Budget& budget) {
         int64_t{sequence->num_prompt_tokens()} + sequence->request.max_new_tokens;
     sequence->token_ids.reserve(static_cast<size_t>(max_tokens));
     sequence->block_table.reserve(static_cast<size_t>(BlocksFor(max_tokens)));
+    if (sequence->num_cached_tokens < 0) {
+      sequence->num_cached_tokens = std::min(sequence->num_computed, sequence->num_prompt_tokens());
+    }
     const int32_t num_tokens = ChunkTokens(*sequence, budget.tokens);
-    CHECK(GrowTable(running_.size() - 1, num_tokens));
+    CHECK(GrowTable(running_.size() - 1, sequence->num_computed + num_tokens));
     AppendEntry(sequence, num_tokens, budget);
   }
+}
+
+void Scheduler::TakePrefix(Sequence* sequence) {
+  const Request& request = sequence->request;
+  if (prefixes_ == nullptr || request.reuse == Request::Reuse::kNone) return;
+  // The last token is computed, for what comes after it.
+  const int32_t num_known = sequence->num_tokens() - std::max(sequence->num_unknown, 1);
+  prefixes_->Match(std::span(sequence->token_ids).first(static_cast<size_t>(num_known)),
+                   request.cache_salt, sequence->block_table);
+  sequence->num_known_blocks = static_cast<int32_t>(sequence->block_table.size());
+  sequence->num_computed = sequence->num_known_blocks * kKvBlockTokens;
+}
+
+void Scheduler::Publish(Sequence* sequence, int32_t num_computed) {
+  if (prefixes_ == nullptr || sequence->state != Sequence::State::kRunning) return;
+  for (int32_t& i = sequence->num_known_blocks; (i + 1) * kKvBlockTokens <= num_computed; ++i) {
+    const auto begin = static_cast<size_t>(i) * kKvBlockTokens;
+    prefixes_->Insert(std::span(sequence->token_ids).subspan(begin, kKvBlockTokens),
+                      sequence->request.cache_salt, static_cast<size_t>(i), sequence->block_table);
+  }
+}
+
+void Scheduler::ForgetPrefixes() {
+  if (prefixes_ == nullptr) return;
+  prefixes_->Clear();
+  for (Sequence* sequence : running_) sequence->num_known_blocks = 0;
+}
+
+void Scheduler::ReturnAllBlocks(Sequence* sequence) {
+  sequence->block_table.clear();
+  sequence->num_known_blocks = 0;
+  sequence->num_computed = 0;
 }
 
 int32_t Scheduler::ChunkTokens(const Sequence& sequence, int32_t max_tokens) const {
@@ -117,11 +157,11 @@ bool Scheduler::GrowTable(size_t running_idx, int32_t num_tokens) {
 void Scheduler::PreemptYoungest() {
   Sequence* victim = running_.back();
   running_.pop_back();
-  victim->block_table.clear();
-  victim->num_computed = 0;
+  ReturnAllBlocks(victim);
   victim->state = Sequence::State::kWaiting;
   ++victim->num_preemptions;
   ++num_preemptions_;
+  has_preempted_ = true;
   waiting_.push_front(victim);
 }
 
@@ -183,23 +223,42 @@ void Scheduler::Update(std::span<const int32_t> sampled) {
   }
   CHECK(num_under_way_ > 0 || sampled.empty());
   if (num_under_way_ == 0) return;
-  const Batch& ended = batch(0);
-  oldest_ = (oldest_ + 1) % 2;
-  --num_under_way_;
   size_t num_taken = 0;
-  for (const BatchEntry& entry : ended.entries) {
-    if (!entry.samples) continue;
-    CHECK(num_taken < sampled.size());
-    const int32_t token_id = sampled[num_taken++];
-    if (entry.sequence != nullptr) TakeToken(entry.sequence, token_id);
+  for (const BatchEntry& entry : EndOldest().entries) {
+    int32_t token_id = kSkip;
+    if (entry.samples) {
+      CHECK(num_taken < sampled.size());
+      token_id = sampled[num_taken++];
+    }
+    Sequence* const sequence = entry.sequence;
+    if (sequence == nullptr) continue;
+    if (entry.samples && token_id == kSkip) {
+      Finish(sequence);
+      ForgetPrefixes();
+      continue;
+    }
+    if (entry.samples) {
+      sequence->token_ids[sequence->num_tokens() - sequence->num_unknown] = token_id;
+      --sequence->num_unknown;
+    }
+    Publish(sequence, entry.first_position + entry.num_tokens);
   }
   CHECK(num_taken == sampled.size());
 }
 
-void Scheduler::TakeToken(Sequence* sequence, int32_t token_id) {
-  if (token_id == kSkip) return Finish(sequence);
-  sequence->token_ids[sequence->num_tokens() - sequence->num_unknown] = token_id;
-  --sequence->num_unknown;
+void Scheduler::Fail() {
+  if (is_planned_) Start();
+  CHECK(num_under_way_ > 0);
+  for (const BatchEntry& entry : EndOldest().entries) {
+    if (entry.sequence != nullptr) Finish(entry.sequence);
+  }
+}
+
+const Batch& Scheduler::EndOldest() {
+  const Batch& ended = batch(0);
+  oldest_ = (oldest_ + 1) % 2;
+  --num_under_way_;
+  return ended;
 }
 
 void Scheduler::ForgetUnknown(Sequence* sequence) {
@@ -212,6 +271,7 @@ void Scheduler::StartOver() {
   num_under_way_ = 0;
   while (!running_.empty()) PreemptYoungest();
   for (Sequence* sequence : waiting_) ForgetUnknown(sequence);
+  ForgetPrefixes();
 }
 
 void Scheduler::Finish(Sequence* sequence) {

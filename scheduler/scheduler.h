@@ -10,6 +10,7 @@
 #include "base/status.h"
 #include "scheduler/batch.h"
 #include "scheduler/block_manager.h"
+#include "scheduler/prefix_cache.h"
 
 namespace jevons {
 
@@ -31,13 +32,18 @@ struct SchedulerConfig {
 // device, so blocks that are given back while a step under way still uses them may be given out at
 // once.
 //
+// A sequence that is admitted, for the first time or again, takes the whole blocks that the prefix
+// cache knows for its tokens, all but the last token, and computes the rest. Its own blocks become
+// known when the step that filled them has ended well.
+//
 // Every sequence finishes. Running is a prefix of the order of arrival, waiting the rest: admission
 // takes the head, preemption puts the youngest back as head. The oldest running sequence loses its
 // blocks to nobody and advances in each step, since alone it fits the pool; when it is done, the
 // next one is the oldest. With none running, every block is free, and the head is admitted.
 class Scheduler {
  public:
-  Scheduler(const SchedulerConfig& config, BlockManager* blocks);
+  // `prefixes` is of the same blocks; null: every sequence computes all of its tokens.
+  Scheduler(const SchedulerConfig& config, BlockManager* blocks, PrefixCache* prefixes = nullptr);
 
   // Puts a waiting sequence at the back of the queue. It must fit the pool alone:
   // BlocksFor(prompt + max_new_tokens) <= num_blocks, which the caller has checked.
@@ -54,10 +60,14 @@ class Scheduler {
   void Start();
 
   // Ends the oldest step under way, after Start where it is only planned: `sampled[i]` is the new
-  // token of the i-th entry that samples. kSkip finishes the sequence without one. What is given for
-  // a sequence that has finished since is dropped.
+  // token of the i-th entry that samples. kSkip finishes the sequence without one, and no prefix is
+  // known any more: its numbers may come from there. What is given for a sequence that has finished
+  // since is dropped.
   static constexpr int32_t kSkip = -1;
   void Update(std::span<const int32_t> sampled);
+
+  // Ends the oldest step under way, which has failed, as Update does: its sequences are finished.
+  void Fail();
 
   // Nothing that is in the cache counts any more: steps under way give no token, and every running
   // sequence is preempted. Never between Schedule and Start.
@@ -83,6 +93,10 @@ class Scheduler {
 
   void PlanRunning(Budget& budget);
   void PlanWaiting(Budget& budget);
+  void TakePrefix(Sequence* sequence);
+  // Of the tokens in front of `num_computed` those that fill a block are known from now on.
+  void Publish(Sequence* sequence, int32_t num_computed);
+  void ForgetPrefixes();
   int32_t ChunkTokens(const Sequence& sequence, int32_t max_tokens) const;
   // Makes room for the first `num_tokens` tokens of running_[running_idx], preempting younger
   // sequences; false if it was the youngest itself and is preempted.
@@ -90,7 +104,9 @@ class Scheduler {
   void PreemptYoungest();
   void AppendEntry(Sequence* sequence, int32_t num_tokens, Budget& budget);
   void FillBlockTables();
-  void TakeToken(Sequence* sequence, int32_t token_id);
+  // The oldest step under way, which is not so any more.
+  const Batch& EndOldest();
+  static void ReturnAllBlocks(Sequence* sequence);
   // Tokens that nobody will know.
   static void ForgetUnknown(Sequence* sequence);
   // The batch of the oldest step under way is number 0; the one that is planned comes last.
@@ -104,12 +120,14 @@ class Scheduler {
 
   const SchedulerConfig config_;
   BlockManager* const blocks_;
+  PrefixCache* const prefixes_;
   std::deque<Sequence*> waiting_;
   std::vector<Sequence*> running_;  // by age, oldest first
   std::array<Batch, 2> batches_;
   int oldest_ = 0;
   int num_under_way_ = 0;
-  bool is_planned_ = false;  // between Schedule and Start
+  bool is_planned_ = false;     // between Schedule and Start
+  bool has_preempted_ = false;  // since the last Schedule began
   int64_t num_preemptions_ = 0;
 };
 

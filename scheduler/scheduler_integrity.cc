@@ -26,6 +26,7 @@ absl::Status CheckWaiting(const Sequence& sequence) {
 
 absl::Status Scheduler::CheckIntegrity() const {
   RETURN_IF_ERROR(blocks_->CheckIntegrity());
+  if (prefixes_ != nullptr) RETURN_IF_ERROR(prefixes_->CheckIntegrity());
   if (num_running() > config_.max_num_seqs) {
     return Broken(num_running(), " sequences run, more than max_num_seqs ", config_.max_num_seqs);
   }
@@ -35,8 +36,7 @@ absl::Status Scheduler::CheckIntegrity() const {
   }
 
   const Batch& plan = batch(num_under_way_);
-  std::vector<bool> seen(static_cast<size_t>(blocks_->num_blocks()));
-  int64_t num_owned = 0;
+  std::vector<int32_t> num_refs(static_cast<size_t>(blocks_->num_blocks()));
   size_t entry_idx = 0;
   for (const Sequence* sequence : running_) {
     int32_t num_planned = 0;
@@ -46,19 +46,24 @@ absl::Status Scheduler::CheckIntegrity() const {
     }
     RETURN_IF_ERROR(CheckRunning(*sequence, num_planned));
     RETURN_IF_ERROR(CheckUnknown(*sequence));
-    for (const BlockRef& block : sequence->block_table) {
-      const int32_t block_id = block.block_id();
-      if (block_id < 0 || block_id >= blocks_->num_blocks() || seen[block_id]) {
-        return Broken("block ", block_id, " of sequence ", sequence->request.id,
-                      " does not exist or is in two places");
+    for (size_t i = 0; i < sequence->block_table.size(); ++i) {
+      const int32_t block_id = sequence->block_table[i].block_id();
+      if (block_id < 0 || block_id >= blocks_->num_blocks()) {
+        return Broken("block ", block_id, " of sequence ", sequence->request.id, " does not exist");
       }
-      seen[block_id] = true;
-      ++num_owned;
+      // What is in two places is written to by neither.
+      const auto num_whole = static_cast<size_t>(sequence->num_computed / kKvBlockTokens);
+      ++num_refs[block_id];
+      if (blocks_->num_refs(block_id) > 1 && i >= num_whole) {
+        return Broken("block ", block_id, " of sequence ", sequence->request.id,
+                      " is in two places, but not whole");
+      }
     }
   }
-  if (num_owned + blocks_->num_free() != blocks_->num_blocks()) {
-    return Broken(num_owned, " blocks in tables and ", blocks_->num_free(), " free make not ",
-                  blocks_->num_blocks());
+  for (int32_t i = 0; i < blocks_->num_blocks(); ++i) {
+    if (num_refs[i] == blocks_->num_refs(i)) continue;
+    return Broken("block ", i, " is in ", num_refs[i], " tables, but has ", blocks_->num_refs(i),
+                  " references");
   }
   if (!is_planned_) return absl::OkStatus();
   if (entry_idx != plan.entries.size()) {
@@ -71,6 +76,11 @@ absl::Status Scheduler::CheckRunning(const Sequence& sequence, int32_t num_plann
   const uint64_t id = sequence.request.id;
   if (sequence.state != Sequence::State::kRunning) {
     return Broken("sequence ", id, " runs, but its state is not kRunning");
+  }
+  for (int32_t i = 0; i < sequence.num_known_blocks; ++i) {
+    if (blocks_->is_kept(sequence.block_table[i].block_id())) continue;
+    return Broken("block ", i, " of sequence ", id, " is not known, of its first ",
+                  sequence.num_known_blocks, " that are");
   }
   const int64_t num_held = int64_t{sequence.num_computed} + num_planned;
   if (sequence.num_computed < 0 || num_held > sequence.num_tokens()) {

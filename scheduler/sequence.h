@@ -29,6 +29,8 @@ struct Sequence {
   int32_t num_unknown = 0;         // of token_ids the last ones: each an UnknownTokenId
   int32_t num_computed = 0;        // tokens whose keys are in the cache
   BlockTable block_table;
+  int32_t num_known_blocks = 0;    // of block_table the first ones: the prefix cache knows them
+  int32_t num_cached_tokens = -1;  // of the prompt, found there at the first admission; -1: not yet
   State state = State::kWaiting;
   int32_t num_preemptions = 0;
 };

@@ -95,7 +95,7 @@ TEST(BlockManagerTest, FreeAndOwnedMakeTheTotalUnderRandomUse) {
       if (block.has_value()) table.push_back(*std::move(block));
     } else if (!table.empty()) {
       std::swap(table[static_cast<size_t>(random.Below(static_cast<int64_t>(table.size())))],
-                table.back());
+                table[table.size() - 1]);
       table.pop_back();
     }
     std::set<int32_t> ids;

@@ -18,6 +18,11 @@ class SchedulerTest : public testing::Test {
     blocks_ = std::make_unique<BlockManager>(num_blocks);
     scheduler_ = std::make_unique<Scheduler>(config, blocks_.get());
   }
+  void MakeWithPrefixes(const SchedulerConfig& config, int32_t num_blocks) {
+    blocks_ = std::make_unique<BlockManager>(num_blocks);
+    prefixes_ = std::make_unique<PrefixCache>(blocks_.get());
+    scheduler_ = std::make_unique<Scheduler>(config, blocks_.get(), prefixes_.get());
+  }
 
   // A waiting sequence whose prompt is 1000 * id, 1000 * id + 1, ...
   Sequence* Add(int32_t num_prompt, int32_t max_new_tokens = 8) {
@@ -25,6 +30,9 @@ class SchedulerTest : public testing::Test {
     for (int32_t i = 0; i < num_prompt; ++i) {
       request.prompt_ids.push_back(static_cast<int32_t>(request.id) * 1000 + i);
     }
+    return Add(std::move(request));
+  }
+  Sequence* Add(Request request) {
     sequences_.push_back(std::make_unique<Sequence>(std::move(request)));
     scheduler_->Add(sequences_.back().get());
     return sequences_.back().get();
@@ -57,6 +65,7 @@ class SchedulerTest : public testing::Test {
   }
 
   std::unique_ptr<BlockManager> blocks_;
+  std::unique_ptr<PrefixCache> prefixes_;
   std::vector<std::unique_ptr<Sequence>> sequences_;
   std::unique_ptr<Scheduler> scheduler_;
 };

@@ -13,13 +13,16 @@
 namespace jevons {
 namespace {
 
-// What the fake KV cache holds in a slot.
+// What the fake KV cache holds in a slot: a chain over all tokens up to that one, as the keys of a
+// layer depend on all of them.
 struct CachedToken {
-  uint64_t sequence_id = 0;
-  int32_t position = -1;
-  int32_t token_id = -1;
+  uint64_t chain = 0;
   int64_t step = -1;
 };
+
+uint64_t Chain(uint64_t before, int32_t token_id) {
+  return RandomBits(before, static_cast<uint64_t>(token_id));
+}
 
 struct Totals {
   int64_t finished = 0;
@@ -30,6 +33,8 @@ struct Totals {
   int64_t preemptions = 0;
   int64_t unknown = 0;  // tokens that were computed before the scheduler knew them
   int64_t dropped = 0;  // tokens of sequences that had ended meanwhile
+  int64_t cached = 0;   // tokens that a sequence found
+  int64_t again = 0;    // of these, after a preemption
   int64_t chunks = 0;
 };
 
@@ -40,16 +45,19 @@ int32_t FakeToken(uint64_t sequence_id, int32_t new_idx) {
 
 // kOff: a step ends before the next one is planned. kOn: when the next one is under way.
 enum class Overlap { kOff, kOn };
+enum class Prefixes { kOff, kOn };
 
 class Simulation {
  public:
-  Simulation(uint64_t seed, Overlap overlap)
+  Simulation(uint64_t seed, Overlap overlap, Prefixes prefixes)
       : overlap_(overlap),
         random_(seed),
         num_blocks_(1 + Pick(Pick(2) == 0 ? 4 : 40)),
         config_(MakeConfig()),
         blocks_(num_blocks_),
-        scheduler_(config_, &blocks_),
+        prefixes_(&blocks_),
+        has_prefixes_(prefixes == Prefixes::kOn),
+        scheduler_(config_, &blocks_, has_prefixes_ ? &prefixes_ : nullptr),
         cache_(static_cast<size_t>(num_blocks_) * kKvBlockTokens) {}
 
   void Run(int32_t num_requests, Totals& totals) {
@@ -99,9 +107,15 @@ class Simulation {
     const int64_t num_prompt = 1 + Pick(num_total - 1);
     Request request = {.id = next_id_++,
                        .max_new_tokens = static_cast<int32_t>(num_total - num_prompt)};
+    // Three beginnings, each followed for a while.
+    const auto beginning = static_cast<uint64_t>(1'000'000 + Pick(3));
+    const int64_t num_common = Pick(num_prompt + 1);
     for (int64_t i = 0; i < num_prompt; ++i) {
-      request.prompt_ids.push_back(static_cast<int32_t>(Pick(50000)));
+      request.prompt_ids.push_back(i < num_common ? FakeToken(beginning, static_cast<int32_t>(i))
+                                                  : static_cast<int32_t>(Pick(50000)));
     }
+    request.cache_salt = Pick(8) == 0 ? 1 : 0;
+    if (Pick(8) == 0) request.reuse = Request::Reuse::kNone;
     if (Pick(8) == 0) request.deadline = clock_.Now() + absl::Milliseconds(Pick(3000));
     live_.push_back(std::make_unique<Live>(std::move(request)));
     if (Pick(4) == 0) live_.back()->cancel_step = step_ + Pick(200);
@@ -201,9 +215,24 @@ class Simulation {
     const bool admitted = batch.entries.size() > num_old;
     ASSERT_TRUE(!admitted || num_spare >= 0) << num_spare;
     // The head waits for a reason.
-    ASSERT_TRUE(head == nullptr || scheduler_.num_running() == config_.max_num_seqs ||
+    const bool preempted =
+        std::exchange(num_preempted_, scheduler_.num_preemptions()) < scheduler_.num_preemptions();
+    ASSERT_TRUE(head == nullptr || scheduler_.num_running() == config_.max_num_seqs || preempted ||
                 batch.num_tokens() == config_.max_num_batched_tokens ||
-                MissingBlocks(*head) > num_spare);
+                MissingBlocks(*head) > num_spare + NumHeldByOthers(*head));
+  }
+
+  // Blocks that it would not have to take from the free ones.
+  int64_t NumHeldByOthers(const Sequence& sequence) {
+    if (!has_prefixes_ || sequence.request.reuse == Request::Reuse::kNone) return 0;
+    const int32_t num_known = sequence.num_tokens() - std::max(sequence.num_unknown, 1);
+    const int64_t num_free = blocks_.num_free();
+    BlockTable table;
+    prefixes_.Match(std::span(sequence.token_ids).first(static_cast<size_t>(num_known)),
+                    sequence.request.cache_salt, table);
+    const int64_t num_held = static_cast<int64_t>(table.size()) - (num_free - blocks_.num_free());
+    table.clear();
+    return num_held;
   }
 
   static int64_t MissingBlocks(const Sequence& sequence) {
@@ -226,6 +255,13 @@ class Simulation {
       live.num_preemptions = sequence.num_preemptions;
       live.num_computed = 0;
     }
+    if (live.num_computed == 0 && entry.first_position > 0) {
+      ASSERT_TRUE(has_prefixes_ && sequence.request.reuse == Request::Reuse::kPrefix);
+      ASSERT_EQ(entry.first_position % kKvBlockTokens, 0);
+      live.num_computed = entry.first_position;
+      totals.cached += entry.first_position;
+      totals.again += sequence.num_preemptions > 0 ? entry.first_position : 0;
+    }
     ASSERT_EQ(entry.first_position, live.num_computed);
     live.num_computed += entry.num_tokens;
     const int32_t num_left = sequence.num_tokens() - entry.first_position;
@@ -235,27 +271,28 @@ class Simulation {
     }
     totals.chunks += entry.num_tokens < num_left;
 
+    const auto slot_of = [&](int32_t position) -> CachedToken& {
+      const size_t table_idx = entry_idx * static_cast<size_t>(batch.max_blocks) +
+                               static_cast<size_t>(position / kKvBlockTokens);
+      return cache_.at(static_cast<size_t>(batch.block_tables.at(table_idx)) * kKvBlockTokens +
+                       static_cast<size_t>(position % kKvBlockTokens));
+    };
     for (int32_t i = batch.cu_seqlens_q[entry_idx]; i < batch.cu_seqlens_q[entry_idx + 1]; ++i) {
       CachedToken& slot = cache_.at(static_cast<size_t>(batch.slot_mapping[i]));
       ASSERT_NE(slot.step, step_) << "slot " << batch.slot_mapping[i] << " is written twice";
       const int32_t id = batch.token_ids[i];
       totals.unknown += id < 0;
-      slot = {.sequence_id = sequence.request.id,
-              .position = batch.positions[i],
-              .token_id = id < 0 ? drawn_.at(static_cast<size_t>(UnknownTokenId(0) - id)) : id,
+      const int32_t position = batch.positions[i];
+      slot = {.chain = Chain(position == 0 ? 0 : slot_of(position - 1).chain,
+                             id < 0 ? drawn_.at(static_cast<size_t>(UnknownTokenId(0) - id)) : id),
               .step = step_};
     }
     ASSERT_EQ(batch.context_lens[entry_idx], live.num_computed);
-    for (int32_t position = 0; position < live.num_computed; ++position) {
-      const size_t table_idx = entry_idx * static_cast<size_t>(batch.max_blocks) +
-                               static_cast<size_t>(position / kKvBlockTokens);
-      const int64_t slot =
-          int64_t{batch.block_tables.at(table_idx)} * kKvBlockTokens + position % kKvBlockTokens;
-      const CachedToken& cached = cache_.at(static_cast<size_t>(slot));
-      ASSERT_TRUE(cached.sequence_id == sequence.request.id && cached.position == position &&
-                  (live.skipped || cached.token_id == TokenAt(sequence, position)))
-          << "slot " << slot << " does not hold token " << position << " of sequence "
-          << sequence.request.id;
+    uint64_t chain = 0;
+    for (int32_t position = 0; position < live.num_computed && !live.skipped; ++position) {
+      chain = Chain(chain, TokenAt(sequence, position));
+      ASSERT_EQ(slot_of(position).chain, chain)
+          << "its slot does not hold token " << position << " of sequence " << sequence.request.id;
     }
     if (!entry.samples) return;
     live.skipped |= Pick(500) == 0;
@@ -303,15 +340,18 @@ class Simulation {
   FakeClock clock_;
   BlockManager blocks_;
   std::vector<std::unique_ptr<Live>> live_;  // by arrival
+  PrefixCache prefixes_;
+  const bool has_prefixes_;
   Scheduler scheduler_;
   std::vector<CachedToken> cache_;                 // by slot
   std::vector<int32_t> drawn_;                     // by the last step
   std::optional<std::vector<int32_t>> under_way_;  // drawn, but not known to the scheduler
   int64_t step_ = 0;
   uint64_t next_id_ = 1;
+  int64_t num_preempted_ = 0;
 };
 
-class SchedulerSimulationTest : public testing::TestWithParam<Overlap> {};
+class SchedulerSimulationTest : public testing::TestWithParam<std::pair<Overlap, Prefixes>> {};
 
 TEST_P(SchedulerSimulationTest, EverySequenceFinishesInOrderWithItsOwnTokensAndNoBlockIsLost) {
   constexpr uint64_t kNumSeeds = 150;
@@ -319,7 +359,7 @@ TEST_P(SchedulerSimulationTest, EverySequenceFinishesInOrderWithItsOwnTokensAndN
   Totals totals;
   for (uint64_t seed = 0; seed < kNumSeeds; ++seed) {
     SCOPED_TRACE(testing::Message() << "seed " << seed);
-    Simulation simulation(seed, GetParam());
+    Simulation simulation(seed, GetParam().first, GetParam().second);
     simulation.Run(kNumRequests, totals);
     if (testing::Test::HasFailure()) return;
   }
@@ -332,21 +372,30 @@ TEST_P(SchedulerSimulationTest, EverySequenceFinishesInOrderWithItsOwnTokensAndN
   EXPECT_GT(totals.cancelled, 300);
   EXPECT_GT(totals.expired, 100);
   EXPECT_GT(totals.skipped, 100);
-  EXPECT_GT(totals.preemptions, 500);
+  EXPECT_GT(totals.preemptions, 400);
   EXPECT_GT(totals.chunks, 2000);
-  const bool overlapped = GetParam() == Overlap::kOn;
+  const bool overlapped = GetParam().first == Overlap::kOn;
+  const bool has_prefixes = GetParam().second == Prefixes::kOn;
+  EXPECT_GT(totals.cached, has_prefixes ? 20000 : -1);
+  EXPECT_GT(totals.again, has_prefixes ? 2000 : -1);
   EXPECT_GT(totals.unknown, overlapped ? 50000 : -1);
   EXPECT_GT(totals.dropped, overlapped ? 1000 : -1);
   std::printf(
       "finished %ld, stopped %ld, cancelled %ld, expired %ld, skipped %ld, preemptions %ld, chunks "
-      "%ld, unknown %ld, dropped %ld\n",
+      "%ld, unknown %ld, dropped %ld, cached %ld, again %ld\n",
       totals.finished, totals.stopped, totals.cancelled, totals.expired, totals.skipped,
-      totals.preemptions, totals.chunks, totals.unknown, totals.dropped);
+      totals.preemptions, totals.chunks, totals.unknown, totals.dropped, totals.cached,
+      totals.again);
 }
 
 INSTANTIATE_TEST_SUITE_P(Overlap, SchedulerSimulationTest,
-                         testing::Values(Overlap::kOff, Overlap::kOn), [](const auto& info) {
-                           return info.param == Overlap::kOn ? "On" : "Off";
+                         testing::Values(std::pair(Overlap::kOff, Prefixes::kOff),
+                                         std::pair(Overlap::kOn, Prefixes::kOff),
+                                         std::pair(Overlap::kOff, Prefixes::kOn),
+                                         std::pair(Overlap::kOn, Prefixes::kOn)),
+                         [](const auto& info) {
+                           return std::string(info.param.first == Overlap::kOn ? "On" : "Off") +
+                                  (info.param.second == Prefixes::kOn ? "WithPrefixes" : "");
                          });
 
 }  // namespace

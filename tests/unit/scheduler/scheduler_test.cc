@@ -261,7 +261,7 @@ TEST_F(SchedulerTest, IntegrityNamesWhatIsBroken) {
   sequence->block_table.pop_back();
   {
     const BlockRef lost = *blocks_->Allocate();
-    EXPECT_THAT(text(), HasSubstr("1 blocks in tables and 6 free"));
+    EXPECT_THAT(text(), HasSubstr("is in 0 tables, but has 1 references"));
   }
   Sequence* waiting = Add(3);
   waiting->num_computed = 1;
