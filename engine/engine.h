@@ -24,6 +24,10 @@ enum class BackendKind { kAuto, kCpu, kCuda };
 // to the host. kOff: each step ends before the next one is planned. Both give the same tokens.
 enum class StepOverlap { kAuto, kOff };
 
+// kOn: blocks of the KV cache stay known when their sequence ends, until the memory is needed, and one
+// that begins with the same tokens takes them. Both give the same tokens.
+enum class PrefixCaching { kOn, kOff };
+
 // How the ranks of a group reach each other. kThreads: all of them in this process. kProcesses: one
 // process each, over Gloo. Both are for CPUs. kNccl: all of them in this process, rank r on GPU r.
 enum class RankTransport { kThreads, kProcesses, kNccl };
@@ -44,6 +48,7 @@ struct EngineOptions {
   KvCacheType kv_cache = KvCacheType::kAuto;
   int32_t max_queued_requests = 1024;  // [1, 1000000]
   StepOverlap overlap = StepOverlap::kAuto;
+  PrefixCaching prefix_cache = PrefixCaching::kOn;
   // Ranks that share the experts, [1, 256]. Threads, sequences, batch, KV cache and queue above are
   // then those of each rank.
   int32_t num_ranks = 1;
@@ -57,11 +62,12 @@ struct EngineStats {
   int64_t num_queued = 0;
   int64_t num_running = 0;
   int64_t num_blocks = 0;
-  int64_t num_free_blocks = 0;
+  int64_t num_free_blocks = 0;  // with those that only the prefix cache knows
   int64_t num_steps = 0;
   int64_t num_preemptions = 0;
   int64_t num_requests = 0;       // accepted since start
   int64_t num_prompt_tokens = 0;  // computed since start
+  int64_t num_cached_tokens = 0;  // of prompts, found in the cache instead
   int64_t num_new_tokens = 0;
   int64_t num_moved_layers = 0;  // whose experts were placed anew
   int64_t group_epoch = 0;       // Membership::epoch of the group that it steps in

@@ -7,8 +7,22 @@
 #include "absl/strings/str_cat.h"
 
 namespace jevons {
-
 namespace {
+
+// A request that a rank has already costs as much as so many tokens of a prompt: they are a good part
+// of a step, and it takes part in every step.
+constexpr int64_t kTokensPerRequest = 256;
+
+// In tokens: those that the rank would have to compute, once more those that it has no blocks for, and
+// the requests before this one.
+int64_t CostOf(int64_t num_prompt, int64_t num_cached, const EngineStats& stats) {
+  const int64_t num_missing = num_prompt - num_cached;
+  // A rank that has said nothing yet has no blocks at all.
+  const int64_t num_free = stats.num_blocks > 0 ? stats.num_free_blocks : BlocksFor(num_missing);
+  const int64_t num_lacking = std::max<int64_t>(BlocksFor(num_missing) - num_free, 0);
+  return num_missing + num_lacking * kKvBlockTokens +
+         (stats.num_queued + stats.num_running) * kTokensPerRequest;
+}
 
 std::string Describe(size_t num_ranks, const LoadedModel& first) {
   return absl::StrCat(num_ranks, " ranks over ", first.communicator->Description(), ", each ",
@@ -60,7 +74,7 @@ absl::StatusOr<std::shared_ptr<TokenStream>> EngineGroup::Submit(GenerationReque
                                                                  std::function<void()> ready) {
   while (true) {
     RETURN_IF_ERROR(failure());
-    Rank* const rank = LeastLoaded();
+    Rank* const rank = Choose(request);
     if (rank == nullptr) continue;
     auto stream = rank->Submit(request, ready);
     if (stream.ok()) PokeAll();
@@ -70,16 +84,19 @@ absl::StatusOr<std::shared_ptr<TokenStream>> EngineGroup::Submit(GenerationReque
   }
 }
 
-Rank* EngineGroup::LeastLoaded() const {
+Rank* EngineGroup::Choose(const GenerationRequest& request) const {
+  const std::vector<uint64_t> keys = PrefixKeys(request.prompt_ids, request.cache_salt);
+  const auto num_prompt = static_cast<int64_t>(request.prompt_ids.size());
   Rank* best = nullptr;
-  std::tuple<int64_t, int64_t> best_load;
+  std::tuple<int64_t, int64_t> best_cost;
   for (Rank* rank : ranks_) {
     if (!rank->failure().ok()) continue;
     const EngineStats stats = rank->stats();
-    const std::tuple load(stats.num_queued + stats.num_running, -stats.num_free_blocks);
-    if (best != nullptr && load >= best_load) continue;
+    const int64_t num_cached = int64_t{rank->NumCachedBlocks(keys)} * kKvBlockTokens;
+    const std::tuple cost(CostOf(num_prompt, num_cached, stats), -stats.num_free_blocks);
+    if (best != nullptr && cost >= best_cost) continue;
     best = rank;
-    best_load = load;
+    best_cost = cost;
   }
   return best;
 }
@@ -97,7 +114,7 @@ void EngineGroup::Resume(OpenRequest open) {
   // Where no rank is left, rank 0 has failed too, and knows why.
   const absl::Status failed = failure();
   absl::Status status = absl::UnavailableError(failed.ok() ? "no rank is left" : failed.message());
-  while (Rank* const rank = LeastLoaded()) {
+  while (Rank* const rank = Choose(open.request)) {
     status = rank->Resume(open);
     if (status.ok()) return PokeAll();
     if (rank->failure().ok()) break;
@@ -144,6 +161,7 @@ EngineStats EngineGroup::stats() const {
     out.num_preemptions += s.num_preemptions;
     out.num_requests += s.num_requests;
     out.num_prompt_tokens += s.num_prompt_tokens;
+    out.num_cached_tokens += s.num_cached_tokens;
     out.num_new_tokens += s.num_new_tokens;
     out.num_moved_layers = std::max(out.num_moved_layers, s.num_moved_layers);
     out.group_epoch = std::max(out.group_epoch, s.group_epoch);

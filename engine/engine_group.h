@@ -9,8 +9,8 @@
 
 namespace jevons {
 
-// Thread-safe, as Engine. A request goes to the rank with the fewest requests, of those to the one
-// with the most free blocks; where it is computed does not change a bit of it.
+// Thread-safe, as Engine. A request goes where it costs least, by the part of its prompt that a rank has
+// cached, its free blocks and its requests. Where it is computed does not change a bit of it.
 //
 // Where the other ranks are remote, those that are left go on without one that is lost, and take over
 // its requests behind what these have given. Rank 0's failure ends the group, as that of any rank in
@@ -41,8 +41,8 @@ class EngineGroup : public Engine, private RemoteRanks::Listener {
   void OnRegroup(const Membership& membership, std::vector<OpenRequest> open) override;
   void OnEnd(const absl::Status& status) override;
 
-  // The rank to give a request to; null where none is left.
-  Rank* LeastLoaded() const;
+  // The rank to give it to; null where none is left.
+  Rank* Choose(const GenerationRequest& request) const;
   void Resume(OpenRequest open);
   void PokeAll();
 

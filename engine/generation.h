@@ -29,6 +29,8 @@ struct GenerationRequest {
   int32_t num_logprobs = -1;         // -1: none; K: the chosen token's and the K most likely
   int32_t num_prompt_logprobs = -1;  // the same for each prompt token but the first
   absl::Time deadline = absl::InfiniteFuture();
+  // What others with the same salt have computed of the same prompt is not computed again.
+  uint64_t cache_salt = 0;
   // It goes on behind this, to the bit as if it had given it here, and gives none of it again.
   GivenOutput given = {};
 };
@@ -50,6 +52,7 @@ absl::Status ValidateGeneration(const GenerationRequest& request, const Generati
 
 struct Usage {
   int32_t prompt_tokens = 0;
+  int32_t cached_tokens = 0;  // of the prompt: found in the cache, and not computed
   int32_t completion_tokens = 0;
   int32_t reasoning_tokens = 0;  // of the completion: up to and with the closing tag
 };

@@ -3,6 +3,7 @@
 
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -46,6 +47,8 @@ class Rank {
   virtual absl::Status Resume(OpenRequest open) = 0;
   virtual absl::Status failure() const = 0;
   virtual EngineStats stats() const = 0;
+  // How many of the first blocks of a prompt it has computed already, by PrefixKeys.
+  virtual int32_t NumCachedBlocks(std::span<const uint64_t> keys) const = 0;
   virtual absl::Status CheckIntegrity() = 0;  // waits
 
   // The parts of Engine::Drain: the ranks of a group must all have stopped before one can end.

@@ -111,6 +111,17 @@ EngineStats RankEngine::stats() const {
   return out;
 }
 
+int32_t RankEngine::NumCachedBlocks(std::span<const uint64_t> keys) const {
+  MutexLock lock(&mutex_);
+  return prefixes_.NumLeading(keys);
+}
+
+std::optional<PrefixDigest> RankEngine::PrefixesSince(int64_t version) const {
+  MutexLock lock(&mutex_);
+  if (prefixes_.version() == version) return std::nullopt;
+  return prefixes_;
+}
+
 absl::Status RankEngine::CheckIntegrity() {
   MutexLock lock(&mutex_);
   if (stopped_) return loop_.CheckIntegrity();
@@ -295,6 +306,7 @@ void RankEngine::CheckIfWanted() {
 void RankEngine::UpdateStats() {
   stats_ = {};
   loop_.FillStats(stats_);
+  prefixes_.Apply(loop_.TakePrefixChanges());
   stats_.group_epoch = epoch_;
   stats_.num_moved_layers = num_moved_layers_;
   if (balancer_ != nullptr) stats_.num_moved_layers += balancer_->num_moved_layers();

@@ -49,6 +49,9 @@ class RankEngine : public Engine, public Rank {
   absl::Status Resume(OpenRequest open) override;
   absl::Status failure() const override;
   EngineStats stats() const override;
+  int32_t NumCachedBlocks(std::span<const uint64_t> keys) const override;
+  // What the prefix cache knows, where that is not what it was at this version.
+  std::optional<PrefixDigest> PrefixesSince(int64_t version) const;
   absl::Status CheckIntegrity() override;
 
   const ModelConfig& config() const override { return model_.config; }
@@ -89,6 +92,7 @@ class RankEngine : public Engine, public Rank {
   // Keeps the error that ends the group for this rank.
   bool GroupIsWhole(const absl::Status& status);
   void CheckIfWanted() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // What others may see of the loop.
   void UpdateStats() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   LoadedModel model_;
@@ -97,6 +101,7 @@ class RankEngine : public Engine, public Rank {
   CondVar changed_;  // anything below that somebody waits for
   std::deque<QueuedRequest> queue_ ABSL_GUARDED_BY(mutex_);
   EngineStats stats_ ABSL_GUARDED_BY(mutex_);
+  PrefixDigest prefixes_ ABSL_GUARDED_BY(mutex_);
   uint64_t last_id_ ABSL_GUARDED_BY(mutex_) = 0;
   absl::Status failure_ ABSL_GUARDED_BY(mutex_);
   bool draining_ ABSL_GUARDED_BY(mutex_) = false;

@@ -26,7 +26,10 @@ Request MakeSchedulerRequest(const QueuedRequest& queued, const GenerationLimits
   return {.id = queued.id,
           .prompt_ids = queued.request.prompt_ids,
           .max_new_tokens = static_cast<int32_t>(wanted > 0 ? std::min(wanted, room) : room),
-          .deadline = queued.request.deadline};
+          .deadline = queued.request.deadline,
+          .reuse = queued.request.num_prompt_logprobs < 0 ? Request::Reuse::kPrefix
+                                                          : Request::Reuse::kNone,
+          .cache_salt = queued.request.cache_salt};
 }
 
 }  // namespace
@@ -64,7 +67,9 @@ StepLoop::StepLoop(LoadedModel* model, const Clock* clock)
     : model_(model),
       clock_(clock),
       blocks_(model->num_blocks),
-      scheduler_(MakeSchedulerConfig(model->options), &blocks_),
+      prefixes_(&blocks_),
+      scheduler_(MakeSchedulerConfig(model->options), &blocks_,
+                 model->options.prefix_cache == PrefixCaching::kOn ? &prefixes_ : nullptr),
       overlaps_(model->options.overlap == StepOverlap::kAuto && model->runner->samples()) {}
 
 void StepLoop::Admit(QueuedRequest queued) {
@@ -194,9 +199,10 @@ void StepLoop::EndStep(StepWork& work) {
     NoteFailure(status, batch.num_tokens());
     if (!broken_.ok()) return;
     std::fill(failed_.begin(), failed_.end(), failure_.ok() ? status : failure_);
-    std::fill(sampled_.begin(), sampled_.end(), Scheduler::kSkip);
+    scheduler_.Fail();
+  } else {
+    scheduler_.Update(sampled_);
   }
-  scheduler_.Update(sampled_);
   Emit(batch);
 }
 
@@ -355,9 +361,12 @@ void StepLoop::Emit(const Batch& batch) {
 
 void StepLoop::End(Active& active, FinishReason reason, absl::Status error) {
   scheduler_.Finish(&active.sequence);
+  const int32_t num_cached = std::max(active.sequence.num_cached_tokens, 0);
+  num_cached_tokens_ += num_cached;
   StreamEnd end = {.reason = reason,
                    .error = std::move(error),
                    .usage = {.prompt_tokens = active.sequence.num_prompt_tokens(),
+                             .cached_tokens = num_cached,
                              .completion_tokens = active.sequence.num_new_tokens(),
                              .reasoning_tokens = active.output.reasoning_tokens()}};
   // After an error another engine may go on from the tokens.
@@ -378,6 +387,7 @@ void StepLoop::FillStats(EngineStats& stats) const {
   stats.num_steps = num_steps_;
   stats.num_preemptions = scheduler_.num_preemptions();
   stats.num_prompt_tokens = num_prompt_tokens_;
+  stats.num_cached_tokens = num_cached_tokens_;
   stats.num_new_tokens = num_new_tokens_;
 }
 

@@ -58,6 +58,8 @@ class StepLoop {
 
   // Adds what only the engine thread knows.
   void FillStats(EngineStats& stats) const;
+  // Of the prefix cache, since the last call.
+  PrefixChanges TakePrefixChanges() { return prefixes_.TakeChanges(); }
   absl::Status CheckIntegrity() const;
 
  private:
@@ -116,6 +118,7 @@ class StepLoop {
   LoadedModel* const model_;
   const Clock* const clock_;
   BlockManager blocks_;
+  PrefixCache prefixes_;
   Scheduler scheduler_;
   std::unordered_map<const Sequence*, std::unique_ptr<Active>> active_;
 
@@ -134,6 +137,7 @@ class StepLoop {
   absl::Status broken_;
   int64_t num_steps_ = 0;
   int64_t num_prompt_tokens_ = 0;
+  int64_t num_cached_tokens_ = 0;
   int64_t num_new_tokens_ = 0;
 };
 

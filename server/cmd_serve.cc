@@ -27,6 +27,7 @@ struct ServeFlags {
   RankFlags ranks;
   ServerOptions server;
   std::string overlap = "auto";
+  std::string prefix_cache = "on";
   int32_t drain_seconds = 300;
 };
 
@@ -37,12 +38,12 @@ void PrintReady(const std::string& program, const Engine& engine, const Server& 
   std::printf(
       "jevons %s ready listen=%s model=%s backend=\"%s\" threads=%d max_num_seqs=%d "
       "max_num_batched_tokens=%d max_prefill_chunk_tokens=%d max_model_len=%d kv_cache_tokens=%lld "
-      "kv_cache_dtype=%s max_queued_requests=%d\n",
+      "kv_cache_dtype=%s prefix_cache=%s max_queued_requests=%d\n",
       JEVONS_VERSION, server.address().c_str(), o.model_name.c_str(),
       engine.backend_description().c_str(), o.num_threads, o.max_num_seqs, o.max_num_batched_tokens,
       o.max_prefill_chunk_tokens, limits.max_model_len,
       static_cast<long long>(limits.kv_cache_tokens), KvCacheTypeName(o.kv_cache).data(),
-      o.max_queued_requests);
+      o.prefix_cache == PrefixCaching::kOn ? "on" : "off", o.max_queued_requests);
   if (engine.chat_format().has_template()) {
     const bool by_default = server.address() == ServerOptions().listen;
     const std::string connect = by_default ? "" : absl::StrCat(" --connect ", server.address());
@@ -137,6 +138,12 @@ void AddServe(CLI::App& app, const Environment& environment, CommandRun& run) {
          "after. The tokens are the same")
       ->check(CLI::IsMember({"auto", "off"}))
       ->capture_default_str();
+  cmd.add_option(
+         "--prefix-cache", flags->prefix_cache,
+         "on: a prompt that begins as an earlier one is computed from where they part, if the KV "
+         "cache still holds what was before. The tokens are the same")
+      ->check(CLI::IsMember({"on", "off"}))
+      ->capture_default_str();
   cmd.add_option("--max-queued-requests", engine.max_queued_requests, "More are refused")
       ->check(InRange<int64_t>(1, 1'000'000))
       ->capture_default_str();
@@ -151,6 +158,8 @@ void AddServe(CLI::App& app, const Environment& environment, CommandRun& run) {
   AddRanks(cmd, flags->ranks);
   cmd.callback([&run, flags] {
     flags->engine.overlap = flags->overlap == "off" ? StepOverlap::kOff : StepOverlap::kAuto;
+    flags->engine.prefix_cache =
+        flags->prefix_cache == "off" ? PrefixCaching::kOff : PrefixCaching::kOn;
     run = [flags] { return RunServe(*flags); };
   });
 }

@@ -161,10 +161,16 @@ class Follower {
 
   // Says that this rank lives, with its load, and that its engine has failed.
   void Beat() {
+    PrefixDigest sent;
     while (true) {
       wire::FromRank message;
       RankEngine* const engine = this->engine();
       *message.mutable_heartbeat() = ToWire(engine == nullptr ? EngineStats() : engine->stats());
+      if (engine != nullptr) {
+        std::optional<PrefixDigest> prefixes = engine->PrefixesSince(sent.version());
+        if (prefixes) SetPrefixChanges(sent.ChangesTo(*prefixes), message.mutable_heartbeat());
+        if (prefixes) sent = *std::move(prefixes);
+      }
       leader_.Send(message);
       if (engine != nullptr && !engine->failure().ok()) return SayFailed(engine->failure());
       const SteadyTime next = SteadyDeadline(kHeartbeat);

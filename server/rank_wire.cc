@@ -43,6 +43,7 @@ wire::End EndToWire(const StreamEnd& end) {
   out.set_prompt_tokens(end.usage.prompt_tokens);
   out.set_completion_tokens(end.usage.completion_tokens);
   out.set_reasoning_tokens(end.usage.reasoning_tokens);
+  out.set_cached_tokens(end.usage.cached_tokens);
   return out;
 }
 
@@ -50,6 +51,7 @@ StreamEnd EndFromWire(const wire::End& end) {
   return {.reason = static_cast<FinishReason>(end.reason()),
           .error = FromWire(end.error()),
           .usage = {.prompt_tokens = end.prompt_tokens(),
+                    .cached_tokens = end.cached_tokens(),
                     .completion_tokens = end.completion_tokens(),
                     .reasoning_tokens = end.reasoning_tokens()}};
 }
@@ -75,6 +77,7 @@ wire::Submit ToWire(uint64_t id, const GenerationRequest& request, absl::Time no
   out.set_ignore_eos(request.ignore_eos);
   out.set_num_logprobs(request.num_logprobs);
   out.set_num_prompt_logprobs(request.num_prompt_logprobs);
+  out.set_cache_salt(request.cache_salt);
   if (request.deadline != absl::InfiniteFuture()) {
     out.set_nanoseconds_left(absl::ToInt64Nanoseconds(request.deadline - now));
   }
@@ -98,6 +101,7 @@ GenerationRequest FromWire(const wire::Submit& submit, absl::Time now) {
   out.ignore_eos = submit.ignore_eos();
   out.num_logprobs = submit.num_logprobs();
   out.num_prompt_logprobs = submit.num_prompt_logprobs();
+  out.cache_salt = submit.cache_salt();
   if (submit.has_nanoseconds_left()) {
     out.deadline = now + absl::Nanoseconds(submit.nanoseconds_left());
   }
@@ -165,6 +169,7 @@ wire::Heartbeat ToWire(const EngineStats& stats) {
   out.set_num_preemptions(stats.num_preemptions);
   out.set_num_requests(stats.num_requests);
   out.set_num_prompt_tokens(stats.num_prompt_tokens);
+  out.set_num_cached_tokens(stats.num_cached_tokens);
   out.set_num_new_tokens(stats.num_new_tokens);
   out.set_group_epoch(stats.group_epoch);
   return out;
@@ -179,9 +184,20 @@ EngineStats FromWire(const wire::Heartbeat& heartbeat) {
           .num_preemptions = heartbeat.num_preemptions(),
           .num_requests = heartbeat.num_requests(),
           .num_prompt_tokens = heartbeat.num_prompt_tokens(),
+          .num_cached_tokens = heartbeat.num_cached_tokens(),
           .num_new_tokens = heartbeat.num_new_tokens(),
           .num_moved_layers = 0,
           .group_epoch = heartbeat.group_epoch()};
+}
+
+void SetPrefixChanges(const PrefixChanges& changes, wire::Heartbeat* heartbeat) {
+  heartbeat->mutable_removed_prefixes()->Add(changes.removed.begin(), changes.removed.end());
+  heartbeat->mutable_added_prefixes()->Add(changes.added.begin(), changes.added.end());
+}
+
+PrefixChanges PrefixChangesFromWire(const wire::Heartbeat& heartbeat) {
+  return {.removed = {heartbeat.removed_prefixes().begin(), heartbeat.removed_prefixes().end()},
+          .added = {heartbeat.added_prefixes().begin(), heartbeat.added_prefixes().end()}};
 }
 
 wire::Error ToWire(const absl::Status& status) {

@@ -8,6 +8,7 @@
 #include "engine/rank.h"
 #include "engine/token_stream.h"
 #include "jevons/internal/v1/ranks.pb.h"
+#include "scheduler/prefix_cache.h"
 
 namespace jevons {
 
@@ -26,6 +27,8 @@ StreamChunk FromWire(wire::Chunk chunk);
 
 wire::Heartbeat ToWire(const EngineStats& stats);
 EngineStats FromWire(const wire::Heartbeat& heartbeat);
+void SetPrefixChanges(const PrefixChanges& changes, wire::Heartbeat* heartbeat);
+PrefixChanges PrefixChangesFromWire(const wire::Heartbeat& heartbeat);
 
 wire::Error ToWire(const absl::Status& status);
 absl::Status FromWire(const wire::Error& error);

@@ -43,7 +43,10 @@ void RemoteRank::SendLocked(wire::ToRank message) {
 void RemoteRank::Hear(const wire::FromRank& message) {
   MutexLock lock(&mutex_);
   last_heard_ = std::chrono::steady_clock::now();
-  if (message.has_heartbeat()) reported_ = FromWire(message.heartbeat());
+  if (message.has_heartbeat()) {
+    reported_ = FromWire(message.heartbeat());
+    prefixes_.Apply(PrefixChangesFromWire(message.heartbeat()));
+  }
   if (message.has_chunk()) TakeChunk(message.chunk());
   if (message.has_checked()) checked_ = message.checked();
   changed_.NotifyAll();
@@ -177,6 +180,11 @@ EngineStats RemoteRank::stats() const {
   out.num_running = std::min(reported_.num_running, open);
   out.num_queued = open - out.num_running;
   return out;
+}
+
+int32_t RemoteRank::NumCachedBlocks(std::span<const uint64_t> keys) const {
+  MutexLock lock(&mutex_);
+  return prefixes_.NumLeading(keys);
 }
 
 absl::Status RemoteRank::CheckIntegrity() {

@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <optional>
+#include <span>
 #include <unordered_map>
 #include <vector>
 
@@ -49,6 +50,7 @@ class RemoteRank : public Rank, public std::enable_shared_from_this<RemoteRank> 
   absl::Status Resume(OpenRequest open) override;
   absl::Status failure() const override;
   EngineStats stats() const override;
+  int32_t NumCachedBlocks(std::span<const uint64_t> keys) const override;
   absl::Status CheckIntegrity() override;
   void StopAccepting() override;
   void WaitIdle(SteadyTime deadline) override;
@@ -74,6 +76,7 @@ class RemoteRank : public Rank, public std::enable_shared_from_this<RemoteRank> 
   EngineOptions options_ ABSL_GUARDED_BY(mutex_);
   bool accepts_ ABSL_GUARDED_BY(mutex_) = false;
   EngineStats reported_ ABSL_GUARDED_BY(mutex_);
+  PrefixDigest prefixes_ ABSL_GUARDED_BY(mutex_);  // as it reported
   uint64_t last_id_ ABSL_GUARDED_BY(mutex_) = 0;
   std::unordered_map<uint64_t, OpenRequest> open_ ABSL_GUARDED_BY(mutex_);
   int64_t last_check_ ABSL_GUARDED_BY(mutex_) = 0;

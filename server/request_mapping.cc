@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "base/random.h"
 #include "base/strings.h"
 #include "server/error_text.h"
 
@@ -20,6 +21,7 @@ constexpr std::array<std::string_view, 5> kReservedArgs = {"messages", "tools", 
                                                            "thinking", "add_generation_prompt"};
 
 constexpr int32_t kMaxTokens = 1'000'000'000;
+constexpr size_t kMaxSaltBytes = 256;
 
 template <size_t N>
 bool Contains(const std::array<std::string_view, N>& list, std::string_view value) {
@@ -119,6 +121,16 @@ SamplingParams MapSampling(const v1::Sampling& sampling, SamplingParams defaults
   return out;
 }
 
+absl::StatusOr<uint64_t> MapCacheSalt(std::string_view salt) {
+  if (salt.size() > kMaxSaltBytes) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("cache_salt may have at most ", kMaxSaltBytes, " bytes, given ", salt.size()));
+  }
+  uint64_t out = 0;
+  for (const char c : salt) out = RandomBits(out, static_cast<unsigned char>(c));
+  return out;
+}
+
 // -1 is the engine's "none" and never the client's.
 absl::StatusOr<int32_t> MapNumLogprobs(std::string_view field, bool present, int32_t value,
                                        int32_t limit) {
@@ -187,6 +199,7 @@ absl::StatusOr<GenerationRequest> MapGenerateRequest(const v1::GenerateRequest& 
   out.sampling = MapSampling(request.sampling(), prompts.DefaultSampling(), defaults.seed);
   out.stop.assign(request.stop().begin(), request.stop().end());
   out.ignore_eos = request.ignore_eos();
+  ASSIGN_OR_RETURN(out.cache_salt, MapCacheSalt(request.cache_salt()));
   out.deadline = defaults.deadline;
   // Last, because it may be the most work.
   ASSIGN_OR_RETURN(out.prompt_ids, MapInput(request, prompts));

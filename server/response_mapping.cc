@@ -100,6 +100,7 @@ std::vector<v1::GenerateResponse> MapChunk(StreamChunk chunk, TokenIdMode mode) 
     message.mutable_usage()->set_prompt_tokens(chunk.end->usage.prompt_tokens);
     message.mutable_usage()->set_completion_tokens(chunk.end->usage.completion_tokens);
     message.mutable_usage()->set_reasoning_tokens(chunk.end->usage.reasoning_tokens);
+    message.mutable_usage()->set_cached_tokens(chunk.end->usage.cached_tokens);
   }
   return messages.Take();
 }

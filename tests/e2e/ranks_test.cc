@@ -145,27 +145,46 @@ TEST_P(ServeRanksTest, SigtermLetsAcceptedRequestsFinishAndEndsEveryProcess) {
 
 INSTANTIATE_TEST_SUITE_P(Sizes, ServeRanksTest, testing::Values(2, 4));
 
+// Rank 0 here, and another one.
+class TwoRanks {
+ public:
+  explicit TwoRanks(int32_t max_queued_requests)
+      : other_(Process::Start(
+            ServeArguments(model_.path(), 2,
+                           {"--rank", "1", "--leader", leader_, "--max-queued-requests",
+                            std::to_string(max_queued_requests)}))) {
+    EngineOptions options;
+    options.model_folder = model_.path();
+    options.num_threads = 1;
+    options.max_num_seqs = 8;
+    options.max_queued_requests = max_queued_requests;
+    options.num_ranks = 2;
+    options.rank_transport = RankTransport::kProcesses;
+    GroupOptions group;
+    group.place = {.rank = 0, .world_size = 2, .leader = leader_};
+    group.version = JEVONS_VERSION;
+    host_ =
+        EngineHost::Create(options, group, &clock_, [] { absl::SleepFor(absl::Milliseconds(5)); });
+  }
+
+  bool ok() const { return host_.ok(); }
+  const absl::Status& status() const { return host_.status(); }
+  Engine& engine() { return (*host_)->engine(); }
+  Process& other() { return *other_; }
+
+ private:
+  const TinyModelFolder model_;
+  const std::string leader_ = FreeAddress();
+  const RealClock clock_;
+  const std::unique_ptr<Process> other_;
+  absl::StatusOr<std::unique_ptr<EngineHost>> host_ = absl::UnknownError("not made");
+};
+
 // The front end in this process, rank 1 in another one.
 TEST(RanksTest, TheEngineOfAGroupCountsChecksAndRefusesForEveryRank) {
-  const TinyModelFolder model;
-  const std::string leader = FreeAddress();
-  const std::unique_ptr<Process> other = Process::Start(ServeArguments(
-      model.path(), 2, {"--rank", "1", "--leader", leader, "--max-queued-requests", "1"}));
-  EngineOptions options;
-  options.model_folder = model.path();
-  options.num_threads = 1;
-  options.max_num_seqs = 8;
-  options.max_queued_requests = 1;
-  options.num_ranks = 2;
-  options.rank_transport = RankTransport::kProcesses;
-  GroupOptions group;
-  group.place = {.rank = 0, .world_size = 2, .leader = leader};
-  group.version = JEVONS_VERSION;
-  const RealClock clock;
-  const auto host =
-      EngineHost::Create(options, group, &clock, [] { absl::SleepFor(absl::Milliseconds(5)); });
-  ASSERT_TRUE(host.ok()) << host.status();
-  Engine& engine = (*host)->engine();
+  TwoRanks ranks(1);
+  ASSERT_TRUE(ranks.ok()) << ranks.status();
+  Engine& engine = ranks.engine();
 
   // Eight run on each rank, and one waits.
   GenerationRequest request;
@@ -197,7 +216,34 @@ TEST(RanksTest, TheEngineOfAGroupCountsChecksAndRefusesForEveryRank) {
   EXPECT_TRUE(engine.CheckIntegrity().ok()) << engine.CheckIntegrity();
   engine.Drain(absl::Seconds(10));
   EXPECT_TRUE(engine.failure().ok()) << engine.failure();
-  EXPECT_EQ(other->Wait(kLongest), 0);
+  EXPECT_EQ(ranks.other().Wait(kLongest), 0);
+}
+
+// With every request in another rank's way gone, the one that has the prefix is chosen.
+TEST(RanksTest, ARequestGoesToTheRankThatHasItsPrefix) {
+  TwoRanks ranks(8);
+  ASSERT_TRUE(ranks.ok()) << ranks.status();
+  Engine& engine = ranks.engine();
+  const auto request = [](int32_t token_id, int32_t num_prompt, int32_t num_new) {
+    GenerationRequest out;
+    out.prompt_ids.assign(static_cast<size_t>(num_prompt), token_id);
+    out.max_new_tokens = num_new;
+    out.ignore_eos = true;
+    return out;
+  };
+  // A heartbeat may be late.
+  int32_t num_cached = 0;
+  for (int32_t attempt = 0; attempt < 50 && num_cached == 0; ++attempt) {
+    const auto on_rank_0 = *engine.Submit(request(60, 3, 50000));
+    const auto on_rank_1 = *engine.Submit(request(attempt, 200, 2));
+    EXPECT_TRUE(ReadAll(*on_rank_1).end.error.ok());
+    on_rank_0->Cancel();
+    ReadAll(*on_rank_0);
+    ASSERT_TRUE(WaitFor([&] { return engine.stats().num_running == 0; }));
+    absl::SleepFor(absl::Milliseconds(20 * attempt));
+    num_cached = ReadAll(**engine.Submit(request(attempt, 210, 2))).end.usage.cached_tokens;
+  }
+  EXPECT_EQ(num_cached, 192);
 }
 
 TEST(RanksTest, SilenceCostsNearlyNothingAndTheNextRequestStartsAtOnce) {

@@ -114,6 +114,27 @@ TEST_P(EngineGroupTest, RequestsGoToTheRankWithTheFewest) {
   for (auto& stream : streams) EXPECT_TRUE(ReadAll(*stream).end.error.ok());
 }
 
+TEST_P(EngineGroupTest, AConversationGoesWhereItsFirstTurnIsCached) {
+  const auto group = StartGroup(GetParam(), Options(4), &clock_);
+  std::vector<GenerationRequest> turns = RandomRequests(8, 3);
+  for (size_t i = 0; i < turns.size(); ++i) {
+    turns[i].num_prompt_logprobs = -1;
+    turns[i].prompt_ids.assign(400, static_cast<int32_t>(i));
+  }
+  RunTogether(*group, turns);  // two on each rank
+  for (GenerationRequest& turn : turns) {
+    turn.prompt_ids.resize(450, 7);
+    EXPECT_TRUE(group->CheckIntegrity().ok());  // and each rank has said what it has
+    EXPECT_EQ(RunTogether(*group, {turn})[0].end.usage.cached_tokens, 384);
+  }
+  // Not behind a queue of others, though.
+  std::vector<GenerationRequest> many(8, turns[0]);
+  const std::vector<Outcome> got = RunTogether(*group, many);
+  EXPECT_LT(std::count_if(got.begin(), got.end(),
+                          [](const Outcome& o) { return o.end.usage.cached_tokens > 0; }),
+            8);
+}
+
 TEST_P(EngineGroupTest, CancelsAndRandomLengthsLeaveNothingBehind) {
   const auto group = StartGroup(GetParam(), Options(3), &clock_);
   Random random(3);

@@ -61,6 +61,9 @@ class LateRank : public Rank {
   absl::Status Resume(OpenRequest open) override { return engine_.Resume(std::move(open)); }
   absl::Status failure() const override { return engine_.failure(); }
   EngineStats stats() const override { return engine_.stats(); }
+  int32_t NumCachedBlocks(std::span<const uint64_t> keys) const override {
+    return engine_.NumCachedBlocks(keys);
+  }
   absl::Status CheckIntegrity() override { return engine_.CheckIntegrity(); }
   void StopAccepting() override { engine_.StopAccepting(); }
   void WaitIdle(SteadyTime deadline) override { engine_.WaitIdle(deadline); }

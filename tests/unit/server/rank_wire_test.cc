@@ -48,6 +48,7 @@ TEST(RankWireTest, ARequestArrivesAsItWasToTheBit) {
     request.ignore_eos = true;
     request.num_logprobs = -1;
     request.num_prompt_logprobs = 4;
+    request.cache_salt = std::numeric_limits<uint64_t>::max() - 1;
     request.deadline = now + absl::Nanoseconds(123456789);
     const absl::Time later = now + absl::Hours(1);  // another clock
     const wire::Submit submit = Carried(ToWire(12, request, now));
@@ -67,6 +68,7 @@ TEST(RankWireTest, ARequestArrivesAsItWasToTheBit) {
     EXPECT_TRUE(got.ignore_eos);
     EXPECT_EQ(got.num_logprobs, -1);
     EXPECT_EQ(got.num_prompt_logprobs, 4);
+    EXPECT_EQ(got.cache_salt, request.cache_salt);
     EXPECT_EQ(got.deadline - later, request.deadline - now);
   }
 }
@@ -123,12 +125,16 @@ TEST(RankWireTest, AChunkArrivesAsItWasToTheBit) {
 
   chunk.end = {.reason = FinishReason::kDeadline,
                .error = absl::DeadlineExceededError("too late \xff"),
-               .usage = {.prompt_tokens = 3, .completion_tokens = 4, .reasoning_tokens = 2}};
+               .usage = {.prompt_tokens = 3,
+                         .cached_tokens = 1,
+                         .completion_tokens = 4,
+                         .reasoning_tokens = 2}};
   got = FromWire(Carried(ToWire(9, chunk)));
   ASSERT_TRUE(got.end.has_value());
   EXPECT_EQ(got.end->reason, FinishReason::kDeadline);
   EXPECT_EQ(got.end->error, chunk.end->error);
   EXPECT_EQ(got.end->usage.prompt_tokens, 3);
+  EXPECT_EQ(got.end->usage.cached_tokens, 1);
   EXPECT_EQ(got.end->usage.completion_tokens, 4);
   EXPECT_EQ(got.end->usage.reasoning_tokens, 2);
 }
@@ -149,6 +155,7 @@ TEST(RankWireTest, StatsArriveAsTheyWere) {
                              .num_preemptions = 6,
                              .num_requests = 7,
                              .num_prompt_tokens = 8,
+                             .num_cached_tokens = 11,
                              .num_new_tokens = int64_t{9} << 40,
                              .num_moved_layers = 0,
                              .group_epoch = 10};
@@ -161,8 +168,18 @@ TEST(RankWireTest, StatsArriveAsTheyWere) {
   EXPECT_EQ(got.num_preemptions, 6);
   EXPECT_EQ(got.num_requests, 7);
   EXPECT_EQ(got.num_prompt_tokens, 8);
+  EXPECT_EQ(got.num_cached_tokens, 11);
   EXPECT_EQ(got.num_new_tokens, int64_t{9} << 40);
   EXPECT_EQ(got.group_epoch, 10);
+}
+
+TEST(RankWireTest, ChangesOfThePrefixCacheArriveWithAHeartbeat) {
+  wire::Heartbeat heartbeat = ToWire(EngineStats());
+  SetPrefixChanges({.removed = {1, ~uint64_t{0}}, .added = {7}}, &heartbeat);
+  const PrefixChanges got = PrefixChangesFromWire(Carried(heartbeat));
+  EXPECT_FALSE(got.cleared);
+  EXPECT_THAT(got.removed, testing::ElementsAre(1u, ~uint64_t{0}));
+  EXPECT_THAT(got.added, testing::ElementsAre(7u));
 }
 
 }  // namespace

@@ -1,5 +1,7 @@
 #include "server/request_mapping.h"
 
+#include <set>
+
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "server/error_text.h"
@@ -140,6 +142,20 @@ TEST_F(RequestMappingTest, MaxTokensHasLimits) {
   }
   request.set_max_tokens(1'000'000'000);
   EXPECT_EQ(Map(request)->max_new_tokens, 1'000'000'000);
+}
+
+TEST_F(RequestMappingTest, EachSaltIsANumberOfItsOwnAndNoneIsZero) {
+  v1::GenerateRequest request = Text("a");
+  EXPECT_EQ(Map(request)->cache_salt, 0u);
+  std::set<uint64_t> salts = {0};
+  for (const char* salt : {"a", "b", "ab", "ba"}) {
+    request.set_cache_salt(salt);
+    EXPECT_TRUE(salts.insert(Map(request)->cache_salt).second) << salt;
+  }
+  request.set_cache_salt(std::string(256, 'x'));
+  EXPECT_TRUE(Map(request).ok());
+  request.set_cache_salt(std::string(257, 'x'));
+  ExpectInvalid(request, "cache_salt may have at most 256 bytes, given 257");
 }
 
 TEST_F(RequestMappingTest, LogprobsHaveLimits) {

@@ -12,7 +12,10 @@ constexpr size_t kClientLimit = 4 << 20;
 
 StreamEnd GoodEnd() {
   return {.reason = FinishReason::kLength,
-          .usage = {.prompt_tokens = 1, .completion_tokens = 2, .reasoning_tokens = 3}};
+          .usage = {.prompt_tokens = 1,
+                    .cached_tokens = 4,
+                    .completion_tokens = 2,
+                    .reasoning_tokens = 3}};
 }
 
 Logprobs MakeLogprobs(int32_t id, int num_top) {
@@ -55,6 +58,7 @@ TEST(ResponseMappingTest, AGoodEndIsInTheLastMessage) {
   EXPECT_EQ(messages[0].usage().prompt_tokens(), 1);
   EXPECT_EQ(messages[0].usage().completion_tokens(), 2);
   EXPECT_EQ(messages[0].usage().reasoning_tokens(), 3);
+  EXPECT_EQ(messages[0].usage().cached_tokens(), 4);
 }
 
 TEST(ResponseMappingTest, ABadEndHasNoMessageAndAStatus) {
