@@ -162,6 +162,18 @@ absl::Status CpuBackend::ReturnRows(const ReturnRowsArgs& args) {
   return absl::OkStatus();
 }
 
+absl::Status CpuBackend::PackRows(const PackRowsArgs& args) {
+  RETURN_IF_ERROR(Validate(args));
+  fast::PackRows(args, pool_);
+  return absl::OkStatus();
+}
+
+absl::Status CpuBackend::UnpackRows(const UnpackRowsArgs& args) {
+  RETURN_IF_ERROR(Validate(args));
+  fast::UnpackRows(args, pool_);
+  return absl::OkStatus();
+}
+
 absl::Status CpuBackend::SampleTokens(const SampleTokensArgs& args) {
   RETURN_IF_ERROR(Validate(args));
   reference::SampleTokens(args);

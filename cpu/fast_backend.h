@@ -44,6 +44,8 @@ class CpuBackend : public Backend {
   absl::Status ExpertCombine(const ExpertCombineArgs& args) override;
   absl::Status RankDispatch(const RankDispatchArgs& args) override;
   absl::Status ReturnRows(const ReturnRowsArgs& args) override;
+  absl::Status PackRows(const PackRowsArgs& args) override;
+  absl::Status UnpackRows(const UnpackRowsArgs& args) override;
   absl::Status SampleTokens(const SampleTokensArgs& args) override;
 
  private:

@@ -157,6 +157,12 @@ class ReferenceBackend : public Backend {
   absl::Status ReturnRows(const ReturnRowsArgs& args) override {
     return Checked(args, reference::ReturnRows);
   }
+  absl::Status PackRows(const PackRowsArgs& args) override {
+    return Checked(args, reference::PackRows);
+  }
+  absl::Status UnpackRows(const UnpackRowsArgs& args) override {
+    return Checked(args, reference::UnpackRows);
+  }
   absl::Status SampleTokens(const SampleTokensArgs& args) override {
     return Checked(args, reference::SampleTokens);
   }

@@ -193,4 +193,21 @@ void ReturnRows(const ReturnRowsArgs& args) {
   std::copy(rows.begin(), rows.end(), args.row_idx.ptr<int32_t>());
 }
 
+void PackRows(const PackRowsArgs& args) {
+  const Fp8Entry layout = {static_cast<int32_t>(args.x.dim(1)), 0};
+  const std::vector<float> none(static_cast<size_t>(layout.r));
+  for (int64_t i = 0; i < args.out.dim(0); ++i) {
+    const int32_t token = args.row_idx.ptr<int32_t>()[i];
+    WriteFp8Entry(token < 0 ? none.data() : args.x.row<float>(token), layout,
+                  args.out.row<uint8_t>(i));
+  }
+}
+
+void UnpackRows(const UnpackRowsArgs& args) {
+  const Fp8Entry layout = {static_cast<int32_t>(args.out.dim(1)), 0};
+  for (int64_t i = 0; i < args.out.dim(0); ++i) {
+    ReadFp8Entry(args.x.row<uint8_t>(i), layout, args.out.row<float>(i));
+  }
+}
+
 }  // namespace jevons::reference

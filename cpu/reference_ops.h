@@ -42,6 +42,8 @@ void ExpertDispatch(const ExpertDispatchArgs& args);
 void ExpertCombine(const ExpertCombineArgs& args);
 void RankDispatch(const RankDispatchArgs& args);
 void ReturnRows(const ReturnRowsArgs& args);
+void PackRows(const PackRowsArgs& args);
+void UnpackRows(const UnpackRowsArgs& args);
 
 // One normed or rotated row, shared by the ops that contain it.
 void RmsNormRow(const float* x, const float* weight, double eps, int64_t n, float* out);

@@ -245,6 +245,23 @@ void GatherRows(const GatherRowsArgs& args, ThreadPool& pool) {
   });
 }
 
+void PackRows(const PackRowsArgs& args, ThreadPool& pool) {
+  const Fp8Entry layout = {static_cast<int32_t>(args.x.dim(1)), 0};
+  const std::vector<float> none(static_cast<size_t>(layout.r));
+  ParallelRows(pool, args.out.dim(0), args.x.dim(1), [&](int64_t i) {
+    const int32_t token = args.row_idx.ptr<int32_t>()[i];
+    WriteFp8Entry(token < 0 ? none.data() : args.x.row<float>(token), layout,
+                  args.out.row<uint8_t>(i));
+  });
+}
+
+void UnpackRows(const UnpackRowsArgs& args, ThreadPool& pool) {
+  const Fp8Entry layout = {static_cast<int32_t>(args.out.dim(1)), 0};
+  ParallelRows(pool, args.out.dim(0), args.out.dim(1), [&](int64_t i) {
+    ReadFp8Entry(args.x.row<uint8_t>(i), layout, args.out.row<float>(i));
+  });
+}
+
 void MlaStoreKv(const MlaStoreKvArgs& args, ThreadPool& pool) {
   const int64_t width = args.kv.dim(1);
   const int64_t r = args.norm_weight.dim(0);

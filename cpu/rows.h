@@ -15,6 +15,8 @@ void RmsNorm(const RmsNormArgs& args, ThreadPool& pool);
 void SiluMul(const SiluMulArgs& args, ThreadPool& pool);
 void Rope(const RopeArgs& args, ThreadPool& pool);
 void GatherRows(const GatherRowsArgs& args, ThreadPool& pool);
+void PackRows(const PackRowsArgs& args, ThreadPool& pool);
+void UnpackRows(const UnpackRowsArgs& args, ThreadPool& pool);
 void MlaStoreKv(const MlaStoreKvArgs& args, ThreadPool& pool);
 void RouteTopK(const RouteTopKArgs& args, ThreadPool& pool);
 void ExpertDispatch(const ExpertDispatchArgs& args, ThreadPool& pool);

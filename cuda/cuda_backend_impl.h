@@ -65,6 +65,8 @@ class CudaBackend : public Backend {
   absl::Status FinishExperts(const GroupedGemmArgs& down, const CombineAndNormArgs& end) override;
   absl::Status RankDispatch(const RankDispatchArgs& args) override;
   absl::Status ReturnRows(const ReturnRowsArgs& args) override;
+  absl::Status PackRows(const PackRowsArgs& args) override;
+  absl::Status UnpackRows(const UnpackRowsArgs& args) override;
   absl::Status SampleTokens(const SampleTokensArgs& args) override;
 
  private:

@@ -4,6 +4,7 @@
 #include "cuda/exchange.h"
 #include "cuda/finish.h"
 #include "cuda/kernel_params.h"
+#include "cuda/packed_rows.h"
 #include "cuda/route.h"
 #include "cuda/router.h"
 
@@ -219,6 +220,28 @@ absl::Status CudaBackend::ReturnRows(const ReturnRowsArgs& args) {
                               .top_k = Size(args.token_row, 1),
                               .masked_width = masked ? Size(args.row_idx, 0) / num_rows : 0};
   return Launched(LaunchReturnRows(p, facts_, stream_), "ReturnRows", args.row_idx);
+}
+
+absl::Status CudaBackend::PackRows(const PackRowsArgs& args) {
+  RETURN_IF_ERROR(Validate(args, kRules));
+  const PackRowsParams p = {.x = args.x.data,
+                            .row_idx = args.row_idx.ptr<int32_t>(),
+                            .out = args.out.ptr<uint8_t>(),
+                            .num_rows = Size(args.out, 0),
+                            .num_source_rows = Size(args.x, 0),
+                            .width = Size(args.x, 1),
+                            .x_stride = args.x.stride[0]};
+  return Launched(LaunchPackRows(p, facts_, stream_), "PackRows", args.out);
+}
+
+absl::Status CudaBackend::UnpackRows(const UnpackRowsArgs& args) {
+  RETURN_IF_ERROR(Validate(args, kRules));
+  const UnpackRowsParams p = {.x = args.x.ptr<uint8_t>(),
+                              .out = args.out.data,
+                              .num_rows = Size(args.out, 0),
+                              .width = Size(args.out, 1),
+                              .out_stride = args.out.stride[0]};
+  return Launched(LaunchUnpackRows(p, facts_, stream_), "UnpackRows", args.out);
 }
 
 }  // namespace jevons::cuda

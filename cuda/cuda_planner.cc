@@ -94,6 +94,8 @@ class CudaPlanner : public Backend {
   absl::Status ExpertCombine(const ExpertCombineArgs&) override { return absl::OkStatus(); }
   absl::Status RankDispatch(const RankDispatchArgs&) override { return absl::OkStatus(); }
   absl::Status ReturnRows(const ReturnRowsArgs&) override { return absl::OkStatus(); }
+  absl::Status PackRows(const PackRowsArgs&) override { return absl::OkStatus(); }
+  absl::Status UnpackRows(const UnpackRowsArgs&) override { return absl::OkStatus(); }
   absl::Status NormAndRoute(const NormAndRouteArgs& args) override {
     const int64_t bytes = RouterScratchBytes(args.norm.x.dim(0), args.norm.out.stride[0],
                                              args.route.logits.stride[0]);

@@ -56,6 +56,7 @@ struct EngineOptions {
   int32_t num_redundant_experts = 0;      // slots beside one for each expert, [0, 65536]
   int32_t balance_interval_steps = 1000;  // between looks at the experts' load; 0: never
   ExchangeOverlap exchange_overlap = ExchangeOverlap::kShared;
+  ExchangePrecision exchange_precision = ExchangePrecision::kExact;
 };
 
 struct EngineStats {

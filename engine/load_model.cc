@@ -210,7 +210,8 @@ ModelRunnerOptions RunnerOptions(const EngineOptions& options, const BackendTrai
           .kv_cache = options.kv_cache,
           .num_ranks = options.num_ranks,
           .masked_capacity = masked,
-          .exchange_overlap = options.exchange_overlap};
+          .exchange_overlap = options.exchange_overlap,
+          .exchange_precision = options.exchange_precision};
 }
 
 int64_t ReserveBytes(int64_t free_bytes) { return std::max<int64_t>(free_bytes, 0) / 16; }

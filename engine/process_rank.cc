@@ -42,6 +42,7 @@ absl::StatusOr<std::vector<GroupFact>> GroupFacts(const EngineOptions& options) 
       {"--kv-cache-dtype", std::string(KvCacheTypeName(options.kv_cache))},
       {"--redundant-experts", absl::StrCat(options.num_redundant_experts)},
       {"--overlap-exchange", std::string(ExchangeOverlapName(options.exchange_overlap))},
+      {"--exchange-precision", std::string(ExchangePrecisionName(options.exchange_precision))},
       {"--balance-interval-steps", absl::StrCat(options.balance_interval_steps)}};
 }
 

@@ -119,6 +119,7 @@ void ExpertParallel::Place(int32_t part_idx) {
                .return_row = place(work_.return_row)};
   part.send_x = place(work_.send_x);
   part.recv_slots = place(work_.recv_slots);
+  if (packs()) part.recv_packed = place(work_.recv_packed);
   part.recv_x = place(work_.recv_x);
   part.results = place(work_.results);
   part.returned = place(work_.returned);
@@ -171,9 +172,11 @@ absl::Status ExpertParallel::Send(int32_t part_idx, int32_t layer_idx, const Rou
   RETURN_IF_ERROR(
       Exchange({"choices", plan.send_slots, amounts.rows_out, part.recv_slots, amounts.rows_in}));
   const TensorView send_x = part.send_x.Slice(0, num_rows);
-  RETURN_IF_ERROR(backend_->GatherRows(
-      {.x = tokens.x, .row_idx = plan.send_token.Slice(0, num_rows), .out = send_x}));
-  const Transfer rows = {"tokens", send_x, amounts.rows_out, part.recv_x, amounts.rows_in};
+  const TensorView row_idx = plan.send_token.Slice(0, num_rows);
+  RETURN_IF_ERROR(packs() ? backend_->PackRows({tokens.x, row_idx, send_x})
+                          : backend_->GatherRows({tokens.x, row_idx, send_x}));
+  const Transfer rows = {"tokens", send_x, amounts.rows_out,
+                         packs() ? part.recv_packed : part.recv_x, amounts.rows_in};
   const bool is_beside = num_parts_ > 1 || (options_.exchange_overlap != ExchangeOverlap::kOff &&
                                             tokens.shared.present());
   return is_beside ? StartExchange(part_idx, rows) : Exchange(rows);
@@ -248,6 +251,8 @@ absl::Status ExpertParallel::RunExperts(const MlpWeights& experts, const Part& p
   const int64_t rows = Sum(part.amounts.rows_in);
   const int64_t choices = Sum(part.amounts.choices_in);
   const int64_t top_k = work_.recv_slots.view.dim(1);
+  const TensorView x = part.recv_x.Slice(0, rows);
+  if (packs()) RETURN_IF_ERROR(backend_->UnpackRows({part.recv_packed.Slice(0, rows), x}));
   const DispatchPlan plan = {.cu_rows = work_.cu_rows.view,
                              .row_token = work_.row_token.view.Slice(0, rows * top_k),
                              .token_row = work_.token_row.view.Slice(0, rows)};
@@ -255,7 +260,7 @@ absl::Status ExpertParallel::RunExperts(const MlpWeights& experts, const Part& p
       backend_->ExpertDispatch({.topk_idx = part.recv_slots.Slice(0, rows), .plan = plan}));
   const TensorView act = work_.expert_act.view.Slice(0, choices);
   const TensorView expert_out = work_.expert_out.view.Slice(0, choices);
-  GatedUpArgs up = {.x = part.recv_x.Slice(0, rows),
+  GatedUpArgs up = {.x = x,
                     .cu_rows = plan.cu_rows,
                     .row_idx = plan.row_token.Slice(0, choices),
                     .weight = experts.gate_up.get(),

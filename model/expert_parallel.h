@@ -45,11 +45,13 @@ struct RoutedTokens {
 
 // All ranks run the same layers in the same order, each with its own tokens, of which it may have
 // none. Nothing that is sent is rounded, a row of an expert does not depend on the rows beside it,
-// and each token's results are added in its own order: the bits are those of one rank.
+// and each token's results are added in its own order: the bits are those of one rank. With
+// ExchangePrecision::kFp8 what experts read is rounded, whichever rank serves: the bits are those of
+// any group.
 //
 // Bytes that leave and reach a rank in a layer, contiguous: for each rank 8 of counts; for each row
-// of ExchangePlan top_k i32 and hidden activations; for each choice hidden activations back. In a step
-// that is cut in two each half has counts, and a row is of one half.
+// of ExchangePlan top_k i32 and hidden activations, or PackedRowBytes of them; for each choice hidden
+// activations back. In a step that is cut in two each half has counts, and a row is of one half.
 //
 // A layer has three stages, each run for the parts of the step in turn: Send, Compute, Combine. One
 // exchange is under way at most, of whichever part: what comes between two stages of a part runs beside
@@ -101,8 +103,9 @@ class ExpertParallel {
   struct Part {
     ExchangePlan plan;
     Amounts amounts;
-    TensorView send_x, recv_slots, recv_x, results, returned;  // the places of the workspace
+    TensorView send_x, recv_slots, recv_packed, recv_x, results, returned;  // of the workspace
   };
+  bool packs() const { return options_.exchange_precision == ExchangePrecision::kFp8; }
   void Place(int32_t part_idx);
   absl::Status SetAmounts(Part& part);
   absl::Status ExchangeCounts(Amounts& amounts);

@@ -23,7 +23,13 @@ void PlanExchange(const ModelRunnerOptions& options, int64_t k, int64_t groups, 
   out.push_back({&w.counts, kI32, 2 * ranks, 2});
   out.push_back({&w.send_token, kI32, parts * sent, 0});
   out.push_back({&w.send_slots, kI32, parts * sent, k});
-  out.push_back({&w.send_x, act, parts * sent, hidden});
+  const bool packs = options.exchange_precision == ExchangePrecision::kFp8;
+  if (packs) {
+    out.push_back({&w.send_x, DType::kU8, parts * sent, PackedRowBytes(hidden)});
+    out.push_back({&w.recv_packed, DType::kU8, parts * ranks * t, PackedRowBytes(hidden)});
+  } else {
+    out.push_back({&w.send_x, act, parts * sent, hidden});
+  }
   out.push_back({&w.return_row, kI32, parts * t, k});
   out.push_back({&w.recv_slots, kI32, parts * ranks * t, k});
   out.push_back({&w.recv_x, act, parts * ranks * t, hidden});
@@ -33,6 +39,10 @@ void PlanExchange(const ModelRunnerOptions& options, int64_t k, int64_t groups, 
 }
 
 }  // namespace
+
+std::string_view ExchangePrecisionName(ExchangePrecision precision) {
+  return precision == ExchangePrecision::kFp8 ? "fp8" : "exact";
+}
 
 std::string_view ExchangeOverlapName(ExchangeOverlap overlap) {
   switch (overlap) {

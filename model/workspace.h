@@ -19,6 +19,14 @@ enum class ExchangeOverlap {
 // "off", "shared", "batches"
 std::string_view ExchangeOverlapName(ExchangeOverlap overlap);
 
+// How the rows that experts read travel between ranks.
+enum class ExchangePrecision {
+  kExact,  // as they are
+  kFp8,  // rounded to FP8, on their own rank too: the bits are those of any group, not of one rank alone
+};
+// "exact", "fp8"
+std::string_view ExchangePrecisionName(ExchangePrecision precision);
+
 struct ModelRunnerOptions {
   int32_t max_tokens = 512;      // query tokens of one step
   int32_t max_num_seqs = 64;     // sequences of one step
@@ -35,6 +43,7 @@ struct ModelRunnerOptions {
   // choices; 0: none.
   int32_t masked_capacity = 0;
   ExchangeOverlap exchange_overlap = ExchangeOverlap::kOff;
+  ExchangePrecision exchange_precision = ExchangePrecision::kExact;
   int32_t min_split_tokens = 64;  // of some rank, for a step to be cut in two
 
   bool splits_steps() const { return exchange_overlap == ExchangeOverlap::kBatches; }
@@ -50,7 +59,7 @@ struct Workspace {
   DeviceTensor expert_gate_up, expert_act, expert_out;  // rows are choices
   // Of a group of ranks. Rows go to others, are got from them, are results for them, come back.
   DeviceTensor counts, send_token, send_slots, send_x, return_row;
-  DeviceTensor recv_slots, recv_x, result_row, results, returned;
+  DeviceTensor recv_slots, recv_packed, recv_x, result_row, results, returned;
   DeviceTensor row_idx, hidden, logits;  // rows are those of a Logits call
   DeviceTensor step_arrays;              // bytes: all index arrays of a step
 };

@@ -83,12 +83,17 @@ absl::Status Backend::FinishExperts(const GroupedGemmArgs& down, const CombineAn
   return CombineAndNorm(end);
 }
 
-absl::Status Backend::RankDispatch(const RankDispatchArgs&) {
-  return absl::UnimplementedError(Description() + " serves no group of ranks");
+namespace {
+
+absl::Status ServesNoGroup(const Backend& backend) {
+  return absl::UnimplementedError(backend.Description() + " serves no group of ranks");
 }
 
-absl::Status Backend::ReturnRows(const ReturnRowsArgs&) {
-  return absl::UnimplementedError(Description() + " serves no group of ranks");
-}
+}  // namespace
+
+absl::Status Backend::RankDispatch(const RankDispatchArgs&) { return ServesNoGroup(*this); }
+absl::Status Backend::ReturnRows(const ReturnRowsArgs&) { return ServesNoGroup(*this); }
+absl::Status Backend::PackRows(const PackRowsArgs&) { return ServesNoGroup(*this); }
+absl::Status Backend::UnpackRows(const UnpackRowsArgs&) { return ServesNoGroup(*this); }
 
 }  // namespace jevons

@@ -139,6 +139,8 @@ class Backend {
   // UNIMPLEMENTED by default: a backend that serves no group of ranks.
   virtual absl::Status RankDispatch(const RankDispatchArgs& args);
   virtual absl::Status ReturnRows(const ReturnRowsArgs& args);
+  virtual absl::Status PackRows(const PackRowsArgs& args);
+  virtual absl::Status UnpackRows(const UnpackRowsArgs& args);
   virtual absl::Status SampleTokens(const SampleTokensArgs& args) = 0;
 };
 

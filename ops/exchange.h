@@ -3,6 +3,7 @@
 #pragma once
 
 #include "base/tensor_view.h"
+#include "ops/fp8_entry.h"
 
 namespace jevons {
 
@@ -52,6 +53,29 @@ struct ReturnRowsArgs {
   TensorView token_row;
   bool masked = false;
   TensorView row_idx;
+};
+
+// Rows that are sent as FP8: each an Fp8Entry without keys.
+inline int64_t PackedRowBytes(int64_t width) {
+  return Fp8Entry{static_cast<int32_t>(width), 0}.bytes();
+}
+
+// What    out[i] = x[row_idx[i]] as FP8, a scale for each kFp8Group values
+// Shapes  x [num_tokens, n] f32; row_idx i32 [num_rows]; out u8 [num_rows, PackedRowBytes(n)]
+// Edge    row_idx -1 gives a row that reads as zeros
+// Error   exact: what Fp8Entry says
+struct PackRowsArgs {
+  TensorView x;
+  TensorView row_idx;
+  TensorView out;
+};
+
+// What    out[i] = the values of x[i], which PackRows wrote; all are exact in bf16
+// Shapes  x u8 [num_rows, PackedRowBytes(n)]; out [num_rows, n] f32
+// Error   exact
+struct UnpackRowsArgs {
+  TensorView x;
+  TensorView out;
 };
 
 }  // namespace jevons

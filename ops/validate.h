@@ -40,6 +40,8 @@ absl::Status Validate(const NormAndRouteArgs& args, const ArgRules& rules = {});
 absl::Status Validate(const CombineAndNormArgs& args, const ArgRules& rules = {});
 absl::Status Validate(const RankDispatchArgs& args, const ArgRules& rules = {});
 absl::Status Validate(const ReturnRowsArgs& args, const ArgRules& rules = {});
+absl::Status Validate(const PackRowsArgs& args, const ArgRules& rules = {});
+absl::Status Validate(const UnpackRowsArgs& args, const ArgRules& rules = {});
 absl::Status Validate(const SampleTokensArgs& args, const ArgRules& rules = {});
 absl::Status Validate(const WeightSpec& spec);
 absl::Status Validate(std::span<const PackedGroup> groups);

@@ -64,4 +64,23 @@ absl::Status Validate(const ReturnRowsArgs& args, const ArgRules&) {
   return check.status();
 }
 
+absl::Status Validate(const PackRowsArgs& args, const ArgRules& rules) {
+  ArgCheck check("PackRows");
+  check.Tensor("x", args.x, FloatType(args.x, rules), {kAnySize, kAnySize}, Layout::kStrided);
+  check.Tensor("row_idx", args.row_idx, kI32, {kAnySize});
+  check.Tensor("out", args.out, DType::kU8, {Dim(args.row_idx, 0), PackedRowBytes(Dim(args.x, 1))});
+  if (!check.ok() || !rules.read_indices) return check.status();
+  for (int64_t i = 0; i < args.row_idx.dim(0); ++i) {
+    check.IndexInRange("row_idx", i, args.row_idx.ptr<int32_t>()[i], -1, args.x.dim(0) - 1);
+  }
+  return check.status();
+}
+
+absl::Status Validate(const UnpackRowsArgs& args, const ArgRules& rules) {
+  ArgCheck check("UnpackRows");
+  check.Output("out", args.out, FloatType(args.out, rules), {kAnySize, kAnySize});
+  check.Tensor("x", args.x, DType::kU8, {Dim(args.out, 0), PackedRowBytes(Dim(args.out, 1))});
+  return check.status();
+}
+
 }  // namespace jevons

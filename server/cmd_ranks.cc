@@ -39,6 +39,14 @@ void AddRanks(CLI::App& cmd, RankFlags& flags) {
          "of a large step beside the other. The tokens are the same")
       ->check(CLI::IsMember({"off", "shared", "batches"}))
       ->capture_default_str();
+  cmd.add_option(
+         "--exchange-precision", flags.exchange_precision,
+         "exact: ranks send what experts read as it is, and the tokens are those of one rank; fp8: "
+         "rounded to 8 bits on every rank, half or a quarter of the bytes, and the tokens are "
+         "those "
+         "of any group with fp8, but not of one rank")
+      ->check(CLI::IsMember({"exact", "fp8"}))
+      ->capture_default_str();
   cmd.add_option("--join-seconds", flags.join_seconds,
                  "How long ranks wait for each other at start")
       ->check(InRange<int64_t>(1, 86400))
@@ -61,6 +69,7 @@ absl::StatusOr<GroupOptions> ResolveRanks(const RankFlags& flags, const Environm
        {ExchangeOverlap::kOff, ExchangeOverlap::kShared, ExchangeOverlap::kBatches}) {
     if (ExchangeOverlapName(overlap) == flags.overlap_exchange) engine.exchange_overlap = overlap;
   }
+  if (flags.exchange_precision == "fp8") engine.exchange_precision = ExchangePrecision::kFp8;
   engine.num_ranks = flags.place.ranks.value_or(1);
   if (flags.transport != "processes") {
     if (flags.transport == "nccl") engine.rank_transport = RankTransport::kNccl;

@@ -1,6 +1,8 @@
 #include "ops/exchange.h"
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 #include <vector>
 
 #include "ops/moe.h"
@@ -218,6 +220,44 @@ TEST_F(ExchangeTest, ReturnRowsAgreesWithTwin) {
         TestTensor row_idx(DType::kI32, {num_rows * (masked ? 3 : 4)});
         EXPECT_TRUE(b.ReturnRows({token_row.view(), masked, row_idx.view()}).ok());
         return {{row_idx}, {Exact()}};
+      });
+    }
+  }
+}
+
+TEST_F(ExchangeTest, PackRowsAgreesWithTwinAndReadsAsWhatItSays) {
+  for (int64_t width : {1, 7, 16, 127, 128, 129, 200, 512}) {
+    for (int64_t num_rows : {0, 1, 5, 33}) {
+      SCOPED_TRACE(std::to_string(width) + " values, " + std::to_string(num_rows) + " rows");
+      CheckAgainstTwin([&](Backend& b) -> Outputs {
+        Random random(kOpTestSeed);
+        TestTensor x = NormalTensor(random, {9, width}, 8, 3);
+        for (int64_t i = 0; i < width; ++i) x.at<float>(i) = 0;       // a row of zeros
+        x.at<float>(width) = std::numeric_limits<float>::infinity();  // and one that is not finite
+        x.at<float>(2 * width) = -0x1p100f;
+        TestTensor row_idx(DType::kI32, {num_rows});
+        for (int64_t i = 0; i < num_rows; ++i) {
+          row_idx.at<int32_t>(i) = static_cast<int32_t>(random.Below(10)) - 1;
+        }
+        TestTensor packed(DType::kU8, {num_rows, PackedRowBytes(width)});
+        EXPECT_TRUE(b.PackRows({x.view(), row_idx.view(), packed.view()}).ok());
+        TestTensor out(DType::kF32, {num_rows, width}, 8);
+        EXPECT_TRUE(b.UnpackRows({packed.view(), out.view()}).ok());
+        for (int64_t i = 0; i < num_rows; ++i) {
+          const int32_t token = row_idx.at<int32_t>(i);
+          for (int64_t j = 0; j < width && token != 1; ++j) {
+            const double want = token < 0 ? 0 : x.Value(token * width + j);
+            double largest = 0;
+            for (int64_t k = j / kFp8Group * kFp8Group; k < width && token >= 0; ++k) {
+              if (k < (j / kFp8Group + 1) * kFp8Group) {
+                largest = std::max(largest, std::abs(x.Value(token * width + k)));
+              }
+            }
+            EXPECT_NEAR(out.Value(i * width + j), want,
+                        std::max(std::abs(want) / 16, largest / 448 / 512));
+          }
+        }
+        return {{packed, out}, {Exact(), Exact()}};
       });
     }
   }

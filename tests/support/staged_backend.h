@@ -295,6 +295,14 @@ class StagedBackend : public Backend {
       return device_->ReturnRows({s.In(a.token_row), a.masked, s.Out(a.row_idx)});
     });
   }
+  absl::Status PackRows(const PackRowsArgs& a) override {
+    return Run([&](Stage& s) {
+      return device_->PackRows({s.In(a.x, act_), s.In(a.row_idx), s.Out(a.out)});
+    });
+  }
+  absl::Status UnpackRows(const UnpackRowsArgs& a) override {
+    return Run([&](Stage& s) { return device_->UnpackRows({s.In(a.x), s.Out(a.out, act_)}); });
+  }
   absl::Status SampleTokens(const SampleTokensArgs& a) override {
     return Run([&](Stage& s) {
       const auto list = [&](const SampleList& l) {

@@ -123,12 +123,11 @@ TEST(RankWireTest, AChunkArrivesAsItWasToTheBit) {
   EXPECT_TRUE(SameBits(got.delta.prompt_logprobs, chunk.delta.prompt_logprobs));
   EXPECT_FALSE(got.end.has_value());
 
-  chunk.end = {.reason = FinishReason::kDeadline,
-               .error = absl::DeadlineExceededError("too late \xff"),
-               .usage = {.prompt_tokens = 3,
-                         .cached_tokens = 1,
-                         .completion_tokens = 4,
-                         .reasoning_tokens = 2}};
+  chunk.end = {
+      .reason = FinishReason::kDeadline,
+      .error = absl::DeadlineExceededError("too late \xff"),
+      .usage = {
+          .prompt_tokens = 3, .cached_tokens = 1, .completion_tokens = 4, .reasoning_tokens = 2}};
   got = FromWire(Carried(ToWire(9, chunk)));
   ASSERT_TRUE(got.end.has_value());
   EXPECT_EQ(got.end->reason, FinishReason::kDeadline);

@@ -11,11 +11,10 @@ using testing::ElementsAre;
 constexpr size_t kClientLimit = 4 << 20;
 
 StreamEnd GoodEnd() {
-  return {.reason = FinishReason::kLength,
-          .usage = {.prompt_tokens = 1,
-                    .cached_tokens = 4,
-                    .completion_tokens = 2,
-                    .reasoning_tokens = 3}};
+  return {
+      .reason = FinishReason::kLength,
+      .usage = {
+          .prompt_tokens = 1, .cached_tokens = 4, .completion_tokens = 2, .reasoning_tokens = 3}};
 }
 
 Logprobs MakeLogprobs(int32_t id, int num_top) {
