@@ -1,6 +1,6 @@
 #!/bin/sh
 # Tests the CUDA backend on a GPU: the ops against their twins, the model, the engine, the demo model against the
-# CPU, a part of it under compute-sanitizer, and the server end to end. Ends with one line: N passed, N failed, N skipped.
+# CPU, NCCL with one rank, a part of it under compute-sanitizer, and the server end to end. Ends with one line: N passed, N failed, N skipped.
 #
 #   tests/gpu.sh [--build DIR] [--out DIR] [--seconds N]
 #   tests/gpu.sh --bundle FILE --build DIR    packs programs and libraries for a machine that cannot build
@@ -31,7 +31,7 @@ if [ -n "$bundle" ]; then
     exit 2
   }
   # shellcheck disable=SC2086  # a list of words
-  gpu_bundle "$build" "$bundle" $tests cuda_bench jevons
+  gpu_bundle "$build" "$bundle" $tests gpu_nccl cuda_bench jevons
   exit
 fi
 
@@ -153,12 +153,19 @@ if [ -z "$build" ]; then
   # shellcheck disable=SC2086  # a list of words
   gpu_build "$root" "$root/build/gpu" "$out/build.log" "$(left)" $tests
   build=$root/build/gpu
+  # There is no such target without NCCL.
+  cmake --build "$build" --target gpu_nccl >>"$out/build.log" 2>&1 || true
 fi
 unpacked=$(mktemp -d)
 trap 'rm -rf "$unpacked"' EXIT
 build=$(gpu_unpack "$build" "$unpacked")
 libraries=$(gpu_library_path "$build")
 for test in $tests; do run_cases "$test" 150; done
+if gpu_find "$build" gpu_nccl >/dev/null; then
+  run_cases gpu_nccl 60
+else
+  skip gpu_nccl "built without NCCL"
+fi
 if grep -q 'needs a CUDA device' "$out/gpu_ops.txt" 2>/dev/null; then
   for tool in memcheck racecheck initcheck synccheck; do skip "sanitizer_$tool" "no device"; done
   skip "server end to end" "no device"
