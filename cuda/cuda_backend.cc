@@ -15,6 +15,13 @@ constexpr int kOldestMajor = 8;
 // Of a100, h100 and b200; attention needs most of it. Cards with 100 KB are left out.
 constexpr int64_t kLeastSmemBytes = 160 * 1024;
 
+absl::Status CheckDeviceIsThere(int32_t device) {
+  const int32_t count = NumCudaDevices();
+  if (device >= 0 && device < count) return absl::OkStatus();
+  return absl::NotFoundError(
+      absl::StrCat("CUDA device ", device, " is not there: ", count, " found"));
+}
+
 }  // namespace
 
 BackendTraits CudaTraits(bool records_steps) {
@@ -29,11 +36,7 @@ BackendTraits CudaTraits(bool records_steps) {
 
 absl::StatusOr<std::unique_ptr<CudaBackend>> CudaBackend::Create(
     const CudaBackendOptions& options) {
-  const int32_t count = NumCudaDevices();
-  if (options.device < 0 || options.device >= count) {
-    return absl::NotFoundError(
-        absl::StrCat("CUDA device ", options.device, " is not there: ", count, " found"));
-  }
+  RETURN_IF_ERROR(CheckDeviceIsThere(options.device));
   RETURN_IF_ERROR(ToStatus(cudaSetDevice(options.device), "choice of the device"));
   cudaDeviceProp properties;
   RETURN_IF_ERROR(
@@ -72,6 +75,13 @@ absl::Status CudaBackend::BindThread() {
 
 absl::Status CudaBackend::Wait() {
   return ToStatus(cudaStreamSynchronize(stream_), "work on the device");
+}
+
+absl::StatusOr<bool> CudaBackend::Done() {
+  const cudaError_t error = cudaStreamQuery(stream_);
+  if (error == cudaErrorNotReady) return false;
+  RETURN_IF_ERROR(ToStatus(error, "work on the device"));
+  return true;
 }
 
 int64_t CudaBackend::AvailableBytes() const {
@@ -147,6 +157,14 @@ absl::Status CudaBackend::Reserve(std::unique_ptr<DeviceBuffer>& scratch, int64_
 int32_t NumCudaDevices() {
   int count = 0;
   return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
+}
+
+absl::StatusOr<std::string> CudaDeviceArch(int32_t device) {
+  RETURN_IF_ERROR(cuda::CheckDeviceIsThere(device));
+  cudaDeviceProp properties;
+  RETURN_IF_ERROR(
+      cuda::ToStatus(cudaGetDeviceProperties(&properties, device), "properties of the device"));
+  return absl::StrCat("sm_", properties.major * 10 + properties.minor);
 }
 
 absl::StatusOr<std::unique_ptr<Backend>> CreateCudaBackend(const CudaBackendOptions& options) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <string>
 #include <string_view>
 
 #include "base/status.h"
@@ -16,6 +17,9 @@ struct CudaBackendOptions {
 
 // Devices that a driver offers; 0 without one.
 int32_t NumCudaDevices();
+
+// "sm_90". NOT_FOUND without such a device; UNIMPLEMENTED in a build without CUDA.
+absl::StatusOr<std::string> CudaDeviceArch(int32_t device);
 
 // The device is the calling thread's from now on. NOT_FOUND without such a device; FAILED_PRECONDITION
 // where it is older than sm_80 or gives a block less than 160 KiB of shared memory; UNIMPLEMENTED

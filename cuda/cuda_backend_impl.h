@@ -31,6 +31,7 @@ class CudaBackend : public Backend {
   BackendTraits traits() const override { return CudaTraits(options_.records_steps); }
   absl::Status BindThread() override;
   absl::Status Wait() override;
+  absl::StatusOr<bool> Done() override;
   int64_t AvailableBytes() const override;
 
   absl::StatusOr<std::unique_ptr<Buffer>> Allocate(int64_t bytes) override;

@@ -2,17 +2,25 @@
 #include "cuda/cuda_backend.h"
 
 namespace jevons {
+namespace {
 
-int32_t NumCudaDevices() { return 0; }
-
-absl::StatusOr<std::unique_ptr<Backend>> CreateCudaBackend(const CudaBackendOptions& options) {
+absl::Status NoCuda() {
   return absl::UnimplementedError(
       "this build has no CUDA: it was configured where nvcc was not found");
 }
 
+}  // namespace
+
+int32_t NumCudaDevices() { return 0; }
+
+absl::StatusOr<std::string> CudaDeviceArch(int32_t device) { return NoCuda(); }
+
+absl::StatusOr<std::unique_ptr<Backend>> CreateCudaBackend(const CudaBackendOptions& options) {
+  return NoCuda();
+}
+
 absl::StatusOr<std::unique_ptr<Backend>> CreateCudaPlanner(const CudaDeviceSpec& device) {
-  return absl::UnimplementedError(
-      "this build has no CUDA: it was configured where nvcc was not found");
+  return NoCuda();
 }
 
 }  // namespace jevons

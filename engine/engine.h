@@ -28,14 +28,16 @@ enum class StepOverlap { kAuto, kOff };
 // that begins with the same tokens takes them. Both give the same tokens.
 enum class PrefixCaching { kOn, kOff };
 
-// How the ranks of a group reach each other. kThreads: all of them in this process. kProcesses: one
-// process each, over Gloo. Both are for CPUs. kNccl: all of them in this process, rank r on GPU r.
+// How the ranks of a group reach each other. kThreads: all of them in this process, on the CPU.
+// kProcesses: one process each, over Gloo; with kCuda each on its GPU, whose data goes over NCCL. kNccl:
+// all of them in this process, rank r on GPU r.
 enum class RankTransport { kThreads, kProcesses, kNccl };
 
 struct EngineOptions {
   std::string model_folder;
   std::string model_name;  // empty: the folder's own name
   BackendKind backend = BackendKind::kAuto;
+  int32_t device = 0;         // which GPU, where this process takes one
   std::string cpu_target;     // empty: the best of this machine; else baseline, avx2, avx512
   int32_t num_threads = 0;    // 0: the CPUs that this process may use
   int32_t max_num_seqs = 32;  // [1, 1024]

@@ -27,7 +27,7 @@ absl::StatusOr<LoadedGroup> LoadThreads(const EngineOptions& options, LoadFn loa
   EngineOptions of_rank = options;
   for (int32_t r = 0; r < options.num_ranks; ++r) {
     ASSIGN_OR_RETURN(std::unique_ptr<Communicator> communicator, out.threads->Join(r));
-    ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend, MakeBackend(of_rank, r));
+    ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend, MakeBackend(of_rank));
     ASSIGN_OR_RETURN(LoadedModel model, load(of_rank, std::move(backend), std::move(communicator)));
     // What the first rank found room for is what every rank has.
     of_rank.max_model_len = model.options.max_model_len;
@@ -37,21 +37,10 @@ absl::StatusOr<LoadedGroup> LoadThreads(const EngineOptions& options, LoadFn loa
   return out;
 }
 
-absl::Status CheckDevices(int32_t num_ranks) {
-  const int32_t found = NumCudaDevices();
-  if (found >= num_ranks) return absl::OkStatus();
-  if (found == 0) {
-    // A build without CUDA says so.
-    const absl::Status status = CreateCudaBackend({}).status();
-    if (absl::IsUnimplemented(status)) return status;
-  }
-  return absl::FailedPreconditionError(
-      absl::StrCat(num_ranks, " ranks over nccl need a GPU each, found ", found));
-}
-
-absl::StatusOr<LoadedModel> LoadDevice(const EngineOptions& options, int32_t rank,
-                                       DeviceGroup& group, LoadFn load) {
-  ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend, MakeBackend(options, rank));
+absl::StatusOr<LoadedModel> LoadDevice(EngineOptions options, int32_t rank, DeviceGroup& group,
+                                       LoadFn load) {
+  options.device = rank;
+  ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend, MakeBackend(options));
   ASSIGN_OR_RETURN(std::unique_ptr<Communicator> communicator,
                    group.Join(rank, rank, backend->queue()));
   return load(options, std::move(backend), std::move(communicator));
@@ -61,7 +50,7 @@ absl::StatusOr<LoadedModel> LoadDevice(const EngineOptions& options, int32_t ran
 absl::StatusOr<LoadedGroup> LoadDevices(const EngineOptions& options, LoadFn load) {
   RETURN_IF_ERROR(CheckDevices(options.num_ranks));
   LoadedGroup out;
-  ASSIGN_OR_RETURN(out.devices, DeviceGroup::Create(options.num_ranks));
+  out.devices = std::make_unique<DeviceGroup>(options.num_ranks);
   std::vector<absl::StatusOr<LoadedModel>> models(static_cast<size_t>(options.num_ranks));
   std::atomic<int32_t> first_failed = -1;
   std::vector<std::thread> threads;
@@ -91,6 +80,18 @@ absl::StatusOr<LoadedGroup> LoadGroup(const EngineOptions& options, LoadFn load)
 }
 
 }  // namespace
+
+absl::Status CheckDevices(int32_t num_ranks) {
+  const int32_t found = NumCudaDevices();
+  if (found >= num_ranks) return absl::OkStatus();
+  if (found == 0) {
+    // A build without CUDA says so.
+    const absl::Status status = CreateCudaBackend({}).status();
+    if (absl::IsUnimplemented(status)) return status;
+  }
+  return absl::FailedPreconditionError(
+      absl::StrCat(num_ranks, " ranks over nccl need a GPU each, found ", found));
+}
 
 absl::StatusOr<LoadedGroup> LoadModelGroup(const EngineOptions& options) {
   ASSIGN_OR_RETURN(const OpenedModel model, OpenModel(options));

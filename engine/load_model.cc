@@ -26,18 +26,6 @@ absl::Status CheckRange(absl::string_view flag, int64_t value, int64_t low, int6
       absl::StrCat(flag, " must be in [", low, ", ", high, "], given ", value));
 }
 
-// Bytes that move experts: those of a layer are there twice meanwhile.
-int64_t MovingBytes(const ModelWeights& weights, const LoadedModel& model) {
-  if (!model.in_group() || model.options.balance_interval_steps == 0) return 0;
-  int64_t most = 0;
-  for (const LayerWeights& layer : weights.layers) {
-    const MlpWeights& experts = layer.moe.experts;
-    if (experts.down != nullptr)
-      most = std::max(most, experts.gate_up->bytes() + experts.down->bytes());
-  }
-  return most;
-}
-
 // Bytes of the KV cache where the user named none; weights are loaded already.
 int64_t AffordableKvBytes(const LoadedModel& model, const ModelRunnerOptions& runner,
                           int64_t moving_bytes) {
@@ -137,7 +125,8 @@ absl::Status Load(const Checkpoint& checkpoint, absl::Duration patience, LoadedM
   if (out.options.rank_transport != RankTransport::kThreads) others = out.communicator.get();
   // Free memory means something once all have their weights.
   if (others != nullptr) RETURN_IF_ERROR(others->Barrier(patience));
-  RETURN_IF_ERROR(ResolveMemory(slots_per_rank, MovingBytes(weights, out), others, out));
+  const int64_t moving_bytes = out.in_group() ? MovingBytes(weights, out.options) : 0;
+  RETURN_IF_ERROR(ResolveMemory(slots_per_rank, moving_bytes, others, out));
   ModelRunnerOptions runner =
       RunnerOptions(out.options, out.backend->traits(), out.num_blocks, out.limits.num_tokens);
   runner.slots_per_rank = slots_per_rank;
@@ -149,7 +138,7 @@ absl::Status Load(const Checkpoint& checkpoint, absl::Duration patience, LoadedM
   if (out.in_group() && out.options.balance_interval_steps > 0) {
     EngineOptions beside = out.options;
     beside.num_threads = 1;
-    ASSIGN_OR_RETURN(out.packer, MakeBackend(beside, out.communicator->info().rank));
+    ASSIGN_OR_RETURN(out.packer, MakeBackend(beside));
   }
   return absl::OkStatus();
 }
@@ -160,12 +149,11 @@ absl::Status CheckOptions(const EngineOptions& o) {
   if (o.rank_transport == RankTransport::kNccl && o.backend == BackendKind::kCpu) {
     return absl::InvalidArgumentError("transport nccl joins GPUs, given backend cpu");
   }
-  // These move host memory.
-  if (o.rank_transport != RankTransport::kNccl && o.backend == BackendKind::kCuda &&
+  // Threads move host memory.
+  if (o.rank_transport == RankTransport::kThreads && o.backend == BackendKind::kCuda &&
       o.num_ranks > 1) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(o.num_ranks, " ranks with backend cuda need transport nccl, given ",
-                     o.rank_transport == RankTransport::kThreads ? "threads" : "processes"));
+    return absl::InvalidArgumentError(absl::StrCat(
+        o.num_ranks, " ranks with backend cuda need transport nccl or processes, given threads"));
   }
   constexpr int64_t kMax = std::numeric_limits<int32_t>::max();
   RETURN_IF_ERROR(CheckRange("threads", o.num_threads, 0, 1024));
@@ -212,6 +200,17 @@ ModelRunnerOptions RunnerOptions(const EngineOptions& options, const BackendTrai
           .masked_capacity = masked,
           .exchange_overlap = options.exchange_overlap,
           .exchange_precision = options.exchange_precision};
+}
+
+int64_t MovingBytes(const ModelWeights& weights, const EngineOptions& options) {
+  if (options.balance_interval_steps == 0) return 0;
+  int64_t most = 0;
+  for (const LayerWeights& layer : weights.layers) {
+    const MlpWeights& experts = layer.moe.experts;
+    if (experts.down != nullptr)
+      most = std::max(most, experts.gate_up->bytes() + experts.down->bytes());
+  }
+  return most;
 }
 
 int64_t ReserveBytes(int64_t free_bytes) { return std::max<int64_t>(free_bytes, 0) / 16; }
@@ -262,12 +261,11 @@ EngineOptions WithThreads(const EngineOptions& options) {
   return out;
 }
 
-absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(const EngineOptions& options, int32_t rank) {
-  if (options.rank_transport == RankTransport::kNccl) return CreateCudaBackend({.device = rank});
+absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(const EngineOptions& options) {
   const bool cuda =
-      options.backend == BackendKind::kCuda ||
+      options.backend == BackendKind::kCuda || options.rank_transport == RankTransport::kNccl ||
       (options.backend == BackendKind::kAuto && options.num_ranks == 1 && NumCudaDevices() > 0);
-  if (cuda) return CreateCudaBackend({});
+  if (cuda) return CreateCudaBackend({.device = options.device});
   ASSIGN_OR_RETURN(const CpuTarget target, ParseCpuTarget(options.cpu_target));
   return CreateCpuBackend({.num_threads = options.num_threads, .target = target});
 }
@@ -281,7 +279,8 @@ absl::StatusOr<LoadedModel> LoadModel(const EngineOptions& options,
                                       absl::Duration patience) {
   ASSIGN_OR_RETURN(const OpenedModel model, OpenModel(options));
   const EngineOptions resolved = WithThreads(model.options);
-  ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend, MakeBackend(resolved, 0));
+  ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend, MakeBackend(resolved));
+  ASSIGN_OR_RETURN(communicator, ConnectBackend(std::move(communicator), resolved, *backend));
   return LoadRank(model, resolved, std::move(backend), std::move(communicator), patience);
 }
 
@@ -293,7 +292,8 @@ absl::StatusOr<LoadedModel> LoadModel(const EngineOptions& options, const ModelC
                                       absl::Duration patience) {
   RETURN_IF_ERROR(CheckOptions(options));
   const EngineOptions resolved = WithThreads(options);
-  ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend, MakeBackend(resolved, 0));
+  ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend, MakeBackend(resolved));
+  ASSIGN_OR_RETURN(communicator, ConnectBackend(std::move(communicator), resolved, *backend));
   return LoadModel(resolved, config, checkpoint, std::move(tokenizer), std::move(chat_format),
                    std::move(backend), std::move(communicator), patience);
 }

@@ -20,7 +20,7 @@ absl::StatusOr<OpenedModel> OpenModel(const EngineOptions& options);
 EngineOptions WithThreads(const EngineOptions& options);
 
 // The backend of a rank, on the calling thread. `options` are of WithThreads.
-absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(const EngineOptions& options, int32_t rank);
+absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(const EngineOptions& options);
 
 // With the folder's tokenizer and template.
 absl::StatusOr<LoadedModel> LoadRank(const OpenedModel& model, const EngineOptions& options,

@@ -38,11 +38,26 @@ struct LoadedModel {
   std::unique_ptr<Backend> packer;
 };
 
-// Gives the model another group, of which it is a member with the experts that it holds: ranks tell
-// each other what they hold, and what none holds any more is read. All ranks of `group` call it, each
-// waits up to `patience` for the others to have read. The cache is empty afterwards. After an error
-// of the group's it may be called again with another; after any other the model is of no further use.
-// `group` is taken once the model uses it.
+// Breaks the model's group, if it has one, and waits until its device has come to the end of what was
+// queued, so that nothing touches what belongs to a step. INTERNAL where the device has failed, or
+// does not come to its end in time.
+absl::Status SettleDevice(LoadedModel& model);
+
+// SettleDevice; then the model has no group, no cache and nothing recorded, but its weights. What packs
+// beside the engine must have ended.
+absl::Status LeaveGroup(LoadedModel& model);
+
+// The member for the data of `backend`: `host` itself, or one over NCCL beside it where the data is on
+// a device. Null stays null. `cancelled` as in NcclOptions.
+absl::StatusOr<std::unique_ptr<Communicator>> ConnectBackend(
+    std::unique_ptr<Communicator> host, const EngineOptions& options, const Backend& backend,
+    const std::function<bool()>& cancelled = {});
+
+// Gives a model that has left its group another one, of which it is a member with the experts that it
+// holds: ranks tell each other what they hold, and what none holds any more is read. All ranks of
+// `group` call it, each waits up to `patience` for the others to have read. The cache is empty
+// afterwards. After an error of the group's the model may leave it and be given another; after any
+// other it is of no further use. `group` is taken once the model uses it.
 absl::Status Regroup(LoadedModel& model, std::unique_ptr<Communicator>& group,
                      absl::Duration patience);
 
@@ -88,12 +103,17 @@ absl::StatusOr<LoadedModel> LoadModel(const EngineOptions& options, const ModelC
                                       std::unique_ptr<Communicator> communicator = nullptr,
                                       absl::Duration patience = absl::ZeroDuration());
 
+// FAILED_PRECONDITION with both numbers where this host has fewer GPUs than `num_ranks`; UNIMPLEMENTED
+// in a build without CUDA.
+absl::Status CheckDevices(int32_t num_ranks);
 // Each option within its range.
 absl::Status CheckOptions(const EngineOptions& options);
 // Fills max_model_len where it is 0; INVALID_ARGUMENT beyond what the model's positions allow.
 absl::Status ResolveModelLen(const ModelConfig& config, EngineOptions& options);
 ModelRunnerOptions RunnerOptions(const EngineOptions& options, const BackendTraits& traits,
                                  int32_t num_blocks, int32_t num_valid_ids);
+// Of a group's device for experts that move: those of a layer are there twice meanwhile.
+int64_t MovingBytes(const ModelWeights& weights, const EngineOptions& options);
 // Of a device's memory beside the weights: for the driver, recorded steps and small tables.
 int64_t ReserveBytes(int64_t free_bytes);
 

@@ -84,6 +84,7 @@ class PlannedRank : public Communicator {
 struct ModelBytes {
   int64_t weights = 0;
   int64_t workspace = 0;
+  int64_t moving = 0;
   DType kv_dtype = DType::kBF16;
 };
 
@@ -107,12 +108,14 @@ absl::StatusOr<ModelBytes> Measure(const ModelConfig& config, const EngineOption
   ASSIGN_OR_RETURN(ModelWeights weights,
                    LoadModelWeights(config, ZeroCheckpoint(config), *planner, experts));
   const int64_t loaded = planner->AvailableBytes();
+  const int64_t moving = options.num_ranks > 1 ? MovingBytes(weights, options) : 0;
   ASSIGN_OR_RETURN(
       const std::unique_ptr<ModelRunner> runner,
       ModelRunner::Create(config, std::move(weights), planner.get(), of_runner, std::move(group)));
   RETURN_IF_ERROR(runner->WarmUp());
   return ModelBytes{.weights = start - loaded,
                     .workspace = device.memory_bytes - start + loaded - planner->AvailableBytes(),
+                    .moving = moving,
                     .kv_dtype = kv_dtype};
 }
 
@@ -154,6 +157,7 @@ absl::StatusOr<MemoryPlan> PlanMemory(const EngineOptions& options, std::string_
                      .device_bytes = spec.memory_bytes,
                      .weight_bytes = bytes.weights,
                      .workspace_bytes = bytes.workspace,
+                     .moving_bytes = bytes.moving,
                      .reserve_bytes = ReserveBytes(spec.memory_bytes - bytes.weights)};
   plan.kv_bytes_per_token = KvBytesPerToken(KvLayers(config, bytes.kv_dtype));
   plan.kv_cache_tokens = plan.free_bytes() / plan.kv_bytes_per_token;
@@ -167,7 +171,8 @@ absl::Status CheckFits(const MemoryPlan& plan, const EngineOptions& options) {
   return absl::ResourceExhaustedError(
       absl::StrCat("does not fit on ", plan.device, ": it has ", Gigabytes(plan.device_bytes),
                    ", needed are weights ", Gigabytes(plan.weight_bytes), ", workspace ",
-                   Gigabytes(plan.workspace_bytes), ", reserve ", Gigabytes(plan.reserve_bytes),
+                   Gigabytes(plan.workspace_bytes), ", experts that move ",
+                   Gigabytes(plan.moving_bytes), ", reserve ", Gigabytes(plan.reserve_bytes),
                    " and a cache of ", Gigabytes(wanted_tokens * plan.kv_bytes_per_token), ": ",
                    Gigabytes(missing), " are missing", WhatTakesLess(plan, options)));
 }

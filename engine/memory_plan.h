@@ -13,12 +13,13 @@ struct MemoryPlan {
   int64_t device_bytes = 0;
   int64_t weight_bytes = 0;     // packed matrices, embedding, norms
   int64_t workspace_bytes = 0;  // of a step of max_num_batched_tokens, with all scratch
+  int64_t moving_bytes = 0;     // in a group: for a layer's experts beside those that they replace
   int64_t reserve_bytes = 0;    // for the driver and recorded steps
   int64_t kv_bytes_per_token = 0;
   int64_t kv_cache_tokens = 0;  // that the rest holds; below 0: so many bytes are missing
 
   int64_t free_bytes() const {
-    return device_bytes - weight_bytes - workspace_bytes - reserve_bytes;
+    return device_bytes - weight_bytes - workspace_bytes - moving_bytes - reserve_bytes;
   }
 };
 

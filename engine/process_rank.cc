@@ -4,7 +4,9 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "base/log.h"
 #include "cpu/cpu_backend.h"
+#include "cuda/cuda_backend.h"
 #include "engine/engine_group.h"
 #include "model/checkpoint_fingerprint.h"
 #include "parallel/gloo_communicator.h"
@@ -26,15 +28,38 @@ GlooOptions MakeGlooOptions(const ProcessRankOptions& options) {
   return out;
 }
 
+// What computes the same bits at all ranks.
+absl::StatusOr<GroupFact> ArithmeticFact(const EngineOptions& options) {
+  if (options.backend == BackendKind::kCuda) {
+    ASSIGN_OR_RETURN(std::string arch, CudaDeviceArch(options.device));
+    return GroupFact{"the device's architecture", std::move(arch)};
+  }
+  ASSIGN_OR_RETURN(std::string target, UseCpuTarget(options.cpu_target));
+  return GroupFact{"the instruction set", std::move(target)};
+}
+
+// A device has no memory left when it has served: what lost ranks held needs slots that are there.
+void WarnOfFewSlots(const LoadedModel& model) {
+  const EngineOptions& options = model.options;
+  const int32_t num_experts = model.config.n_routed_experts;
+  if (model.backend->traits().host_memory || num_experts == 0 || options.num_ranks == 1) return;
+  const int32_t others = options.num_ranks - 1;
+  const int32_t enough = options.num_ranks * ((num_experts + others - 1) / others) - num_experts;
+  if (options.num_redundant_experts >= enough) return;
+  LogWarning("a_lost_rank_may_leave_no_room",
+             {{"redundant_experts", options.num_redundant_experts}, {"enough", enough}});
+}
+
 }  // namespace
 
 absl::StatusOr<std::vector<GroupFact>> GroupFacts(const EngineOptions& options) {
   RETURN_IF_ERROR(CheckOptions(options));
-  ASSIGN_OR_RETURN(std::string target, UseCpuTarget(options.cpu_target));
+  ASSIGN_OR_RETURN(GroupFact arithmetic, ArithmeticFact(options));
   ASSIGN_OR_RETURN(std::string checkpoint, CheckpointFingerprint(options.model_folder));
   return std::vector<GroupFact>{
       {"the checkpoint", std::move(checkpoint)},
-      {"the instruction set", std::move(target)},
+      {"the backend", options.backend == BackendKind::kCuda ? "cuda" : "cpu"},
+      std::move(arithmetic),
       {"--max-num-seqs", absl::StrCat(options.max_num_seqs)},
       {"--max-num-batched-tokens", absl::StrCat(options.max_num_batched_tokens)},
       {"--max-model-len", absl::StrCat(options.max_model_len)},
@@ -51,10 +76,10 @@ absl::StatusOr<LoadedModel> LoadProcessRank(const ProcessRankOptions& options) {
   gloo.rendezvous.info = {.rank = options.rank, .world_size = options.engine.num_ranks};
   gloo.rendezvous.leader = options.rendezvous;
   ASSIGN_OR_RETURN(std::unique_ptr<Communicator> communicator, CreateGlooCommunicator(gloo));
-  Communicator* const group = communicator.get();
   ASSIGN_OR_RETURN(LoadedModel out,
                    LoadModel(options.engine, std::move(communicator), options.load_timeout));
-  RETURN_IF_ERROR(group->Barrier(options.load_timeout));
+  RETURN_IF_ERROR(out.communicator->Barrier(options.load_timeout));
+  if (options.rank == 0) WarnOfFewSlots(out);
   return out;
 }
 

@@ -21,8 +21,8 @@ struct GroupFact {
 };
 
 // Of the model folder and the options: the checkpoint (names, sizes and samples of its files), the
-// instruction set, and the flags that shape what the ranks exchange. Errors of CheckOptions
-// and CheckpointFingerprint.
+// backend, the instruction set or the device's architecture, and the flags that shape what the ranks
+// exchange. Errors of CheckOptions, CheckpointFingerprint and CudaDeviceArch.
 absl::StatusOr<std::vector<GroupFact>> GroupFacts(const EngineOptions& options);
 
 struct ProcessRankOptions {

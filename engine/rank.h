@@ -29,7 +29,7 @@ struct Membership {
   std::string reason;      // why there is another group
 };
 
-// Returns when all members have come. May look at `cancelled` while it waits, and then give up.
+// The way to the others over host memory. Returns when all members have come. May look at `cancelled` while it waits, and then give up.
 using JoinGroup = std::function<absl::StatusOr<std::unique_ptr<Communicator>>(
     const Membership& membership, const std::function<bool()>& cancelled)>;
 

@@ -12,6 +12,8 @@ namespace {
 constexpr absl::Duration kMembershipTime = absl::Seconds(20);
 // For the others to read the experts that nobody holds.
 constexpr absl::Duration kReadTime = absl::Minutes(30);
+// For the others to come to the end of their last step.
+constexpr absl::Duration kEndTime = absl::Seconds(30);
 
 }  // namespace
 
@@ -173,8 +175,14 @@ void RankEngine::RunSteps() {
 
 bool RankEngine::Rejoin() {
   if (!regrouping_) return false;
+  // Steps that are queued may read what the balancer has brought.
+  const absl::Status settled = SettleDevice(model_);
   if (balancer_ != nullptr) num_moved_layers_ += balancer_->num_moved_layers();
   balancer_.reset();
+  if (!settled.ok()) {
+    loop_.Break(settled);
+    return false;
+  }
   while (true) {
     LogWarning("group_broken", {{"epoch", epoch_}, {"error", loop_.broken().message()}});
     const std::optional<Membership> membership = AwaitMembership();
@@ -214,12 +222,14 @@ absl::Status RankEngine::Join(const Membership& membership) {
     MutexLock lock(&mutex_);
     group_ = nullptr;
   }
-  model_.communicator.reset();
+  RETURN_IF_ERROR(LeaveGroup(model_));
   const auto cancelled = [this] {
     MutexLock lock(&mutex_);
     return wanted_.has_value() || aborted_;
   };
-  ASSIGN_OR_RETURN(std::unique_ptr<Communicator> group, regrouping_->join(membership, cancelled));
+  ASSIGN_OR_RETURN(std::unique_ptr<Communicator> host, regrouping_->join(membership, cancelled));
+  ASSIGN_OR_RETURN(std::unique_ptr<Communicator> group,
+                   ConnectBackend(std::move(host), model_.options, *model_.backend, cancelled));
   {
     MutexLock lock(&mutex_);
     if (wanted_ || aborted_) return absl::CancelledError("the ranks form another group");
@@ -280,7 +290,10 @@ RankEngine::Next RankEngine::Agree(bool stopping, int64_t num_pokes) {
   agreed_pokes_ = -values[1];
   if (values[2] == 0) {
     // No device may still be read from when its rank ends.
-    if (!model_.backend->traits().host_memory) GroupIsWhole(model_.communicator->Wait());
+    if (model_.backend->traits().host_memory) return Next::kEnd;
+    absl::Status ended = model_.communicator->Wait();
+    if (ended.ok()) ended = model_.communicator->Barrier(kEndTime);
+    GroupIsWhole(ended);
     return Next::kEnd;
   }
   if (balancer_ != nullptr && !GroupIsWhole(balancer_->Apply({-values[3], values[4] > 0}))) {

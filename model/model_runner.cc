@@ -204,6 +204,15 @@ absl::Status ModelRunner::ReplaceExperts(int32_t layer_idx, const ExpertMap& map
   return group_.communicator->Wait();
 }
 
+void ModelRunner::Halt() {
+  backend_->ForgetSteps();
+  experts_ = nullptr;
+  sampler_ = nullptr;
+  work_ = {};
+  cache_ = {};
+  cos_sin_ = {};
+}
+
 void ModelRunner::Hold(int32_t layer_idx, std::vector<int32_t> slot_expert, MlpWeights experts) {
   weights_.layers[layer_idx].moe.experts = std::move(experts);
   held_[layer_idx] = std::move(slot_expert);

@@ -61,12 +61,15 @@ class ModelRunner {
   // are. On a device waits for what is queued.
   absl::Status ReplaceExperts(int32_t layer_idx, const ExpertMap& map, MlpWeights& experts);
 
-  // For a group that is made anew, in which the slots of the ranks differ from the present ones. The
-  // experts in this rank's slots, by layer; empty for a dense one.
+  // For a group that is made anew, in which the slots of the ranks differ from the present ones. Once
+  // the device has come to the end of its work: gives back all memory but that of the weights, and
+  // what was recorded. No step can be run any more.
+  void Halt();
+  // The experts in this rank's slots, by layer; empty for a dense one.
   const std::vector<std::vector<int32_t>>& held() const { return held_; }
-  // The layer's slots are these from now on, with `experts`; no step can be run any more.
+  // After Halt: the layer's slots are these from now on, with `experts`.
   void Hold(int32_t layer_idx, std::vector<int32_t> slot_expert, MlpWeights experts);
-  // For another runner; this one is of no further use.
+  // After Halt, for another runner; this one is of no further use.
   ModelWeights TakeWeights() { return std::move(weights_); }
 
   const ModelConfig& config() const { return config_; }

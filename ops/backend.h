@@ -75,6 +75,8 @@ class Backend {
   virtual absl::Status BindThread() { return absl::OkStatus(); }
   // Waits for all ops, with their errors.
   virtual absl::Status Wait() { return absl::OkStatus(); }
+  // Whether Wait would wait no more, with its errors.
+  virtual absl::StatusOr<bool> Done() { return true; }
 
   // Memory that Allocate could still give, about.
   virtual int64_t AvailableBytes() const = 0;

@@ -19,6 +19,17 @@ struct RankInfo {
 
 enum class ReduceOp { kSum, kMin, kMax };
 
+// What a member hears of its group between its own calls. Called on any thread, with a lock of the
+// group's held: calls nothing of the group.
+class GroupWatcher {
+ public:
+  virtual ~GroupWatcher() = default;
+  // The group is broken, by an error or an abort here or elsewhere. Called once.
+  virtual void OnBroken(const absl::Status& error) = 0;
+  // Another rank has ended, with ABORTED. What it has sent may still be on its way.
+  virtual void OnGone(const absl::Status& who) = 0;
+};
+
 // Bytes for and from every rank, each array with world_size entries. Byte ranges of `recv` must not
 // overlap each other or `send`.
 struct AllToAllArgs {
@@ -51,7 +62,7 @@ class Communicator {
  public:
   virtual ~Communicator() = default;
 
-  // "threads", "gloo over tcp", "nccl 2.28"
+  // "threads", "gloo over tcp", "nccl 2.28.9 with threads"
   virtual std::string Description() const = 0;
   virtual RankInfo info() const = 0;
 
@@ -86,6 +97,11 @@ class Communicator {
   // the other ranks. A call whose data is already on its way may still end well. From any thread, any
   // number of times; the first reason counts.
   virtual void Abort(const std::string& reason) = 0;
+
+  // `watcher` hears of the group from now on, and before the call returns what has happened so far;
+  // null ends it, and no call of it is under way then. For a member that stands on this one: one that
+  // none can stand on tells nothing.
+  virtual void Watch(GroupWatcher* watcher) {}
 };
 
 struct CommunicatorOptions {

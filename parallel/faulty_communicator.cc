@@ -71,6 +71,8 @@ class FaultyCommunicator : public Communicator {
     changed_.NotifyAll();
   }
 
+  void Watch(GroupWatcher* watcher) override { inner_->Watch(watcher); }
+
  private:
   static std::vector<Arrived> Ranges(const AllToAllArgs& args) {
     std::vector<Arrived> out;

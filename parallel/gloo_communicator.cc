@@ -117,6 +117,8 @@ class GlooCommunicator : public Communicator {
 
   void Abort(const std::string& reason) override { mesh_->Break(absl::AbortedError(reason)); }
 
+  void Watch(GroupWatcher* watcher) override { mesh_->Watch(watcher); }
+
  private:
   AllToAllArgs GatherArgs(const void* send, int64_t bytes, void* recv) {
     send_bytes_.assign(info_.world_size, bytes);

@@ -115,7 +115,7 @@ class GlooMeshImpl : public GlooMesh {
       }
     }
     for (int32_t r = 0; r < info_.world_size; ++r) {
-      if (r != info_.rank) peers_[r].watcher = std::thread([this, r] { Watch(r); });
+      if (r != info_.rank) peers_[r].watcher = std::thread([this, r] { WatchPeer(r); });
     }
     timer_ = std::thread([this] { RunTimer(); });
     return absl::OkStatus();
@@ -202,7 +202,7 @@ class GlooMeshImpl : public GlooMesh {
 
   void Break(const absl::Status& error) override {
     MutexLock lock(&mutex_);
-    if (status_.ok()) status_ = error;
+    Keep(error);
     Wake();
     // Only one thread may send: where a call runs, it tells them when it ends.
     if (!in_call_) TellOthers();
@@ -211,7 +211,7 @@ class GlooMeshImpl : public GlooMesh {
   absl::Status Fail(const absl::Status& error) override {
     {
       MutexLock lock(&mutex_);
-      if (status_.ok()) status_ = error;
+      Keep(error);
       TellOthers();
     }
     Close();
@@ -221,6 +221,16 @@ class GlooMeshImpl : public GlooMesh {
   absl::Status status() const override {
     MutexLock lock(&mutex_);
     return status_;
+  }
+
+  void Watch(GroupWatcher* watcher) override {
+    MutexLock lock(&mutex_);
+    watcher_ = watcher;
+    if (watcher == nullptr) return;
+    for (const absl::Status& gone : gone_) {
+      if (!gone.ok()) watcher->OnGone(gone);
+    }
+    if (!status_.ok()) watcher->OnBroken(status_);
   }
 
   void Close() {
@@ -259,19 +269,20 @@ class GlooMeshImpl : public GlooMesh {
     peer.note_in_buffer->recv(rank, kNoteSlot, 0, sizeof(Note));
   }
 
-  void Watch(int32_t rank) {
+  void WatchPeer(int32_t rank) {
     Peer& peer = peers_[rank];
     bool has_note = false;
     const absl::Status waited =
         GuardGloo([&] { has_note = peer.note_in_buffer->waitRecv(nullptr, kForever); });
     MutexLock lock(&mutex_);
-    if (has_note && status_.ok()) {
+    if (has_note) {
       peer.note_in.text.back() = '\0';
-      status_ =
-          absl::Status(static_cast<absl::StatusCode>(peer.note_in.code), peer.note_in.text.data());
+      Keep(
+          absl::Status(static_cast<absl::StatusCode>(peer.note_in.code), peer.note_in.text.data()));
     }
     if (!waited.ok()) {
       gone_[rank] = absl::AbortedError(absl::StrCat("rank ", rank, " is gone: ", waited.message()));
+      if (watcher_ != nullptr) watcher_->OnGone(gone_[rank]);
     }
     watched_[rank] = false;
     Wake();
@@ -285,6 +296,13 @@ class GlooMeshImpl : public GlooMesh {
       timer_until_ = waiting_ != nullptr ? deadline_ : SteadyDeadline(kTimerRest);
       timer_wakes_.WaitUntil(&mutex_, timer_until_);
     }
+  }
+
+  // The first error of the group stays.
+  void Keep(const absl::Status& error) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    if (!status_.ok()) return;
+    status_ = error;
+    if (watcher_ != nullptr) watcher_->OnBroken(status_);
   }
 
   // Ends the wait of a Take, which then looks why.
@@ -352,6 +370,7 @@ class GlooMeshImpl : public GlooMesh {
   bool stop_ ABSL_GUARDED_BY(mutex_) = false;
   bool told_ ABSL_GUARDED_BY(mutex_) = false;
   absl::Status status_ ABSL_GUARDED_BY(mutex_);
+  GroupWatcher* watcher_ ABSL_GUARDED_BY(mutex_) = nullptr;  // null: none
   std::vector<absl::Status> gone_ ABSL_GUARDED_BY(mutex_);
   std::vector<bool> watched_ ABSL_GUARDED_BY(mutex_);
   std::vector<bool> owed_;  // changed by the calling thread alone

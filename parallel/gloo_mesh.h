@@ -53,6 +53,8 @@ class GlooMesh {
   // Breaks the group from within a call, or before one. Returns the group's error.
   virtual absl::Status Fail(const absl::Status& error) = 0;
   virtual absl::Status status() const = 0;
+  // As Communicator::Watch.
+  virtual void Watch(GroupWatcher* watcher) = 0;
 };
 
 }  // namespace jevons

@@ -3,8 +3,6 @@
 #include <cuda_runtime_api.h>
 #include <nccl.h>
 
-#include <algorithm>
-#include <cstring>
 #include <string>
 #include <utility>
 #include <vector>
@@ -17,29 +15,20 @@
 namespace jevons {
 namespace {
 
-// Of one AllReduce; more go in pieces.
-constexpr size_t kMaxValues = 4096;
-
 bool IsGood(ncclResult_t result) { return result == ncclSuccess || result == ncclInProgress; }
-
-ncclRedOp_t ToNccl(ReduceOp op) {
-  return op == ReduceOp::kSum ? ncclSum : op == ReduceOp::kMin ? ncclMin : ncclMax;
-}
 
 class NcclCommunicator : public Communicator {
  public:
-  // `group` may be null.
-  NcclCommunicator(const RankInfo& info, std::unique_ptr<Communicator> group,
-                   const NcclOptions& options)
-      : info_(info),
-        group_(std::move(group)),
+  NcclCommunicator(std::unique_ptr<Communicator> host, const NcclOptions& options)
+      : info_(host->info()),
+        host_(std::move(host)),
         options_(options),
         stream_(static_cast<cudaStream_t>(options.stream)),
-        member_(info, options.stream, group_.get()) {}
+        member_(options.stream, host_.get()) {}
   ~NcclCommunicator() override;
 
   // Joins the group. To be called once, before all else but Abort.
-  absl::Status Start(const std::string& group_id);
+  absl::Status Start();
 
   std::string Description() const override;
   RankInfo info() const override { return info_; }
@@ -55,26 +44,30 @@ class NcclCommunicator : public Communicator {
   void Abort(const std::string& reason) override;
 
  private:
-  // One public call: an error breaks the group, and the group's first error is what it returns.
+  // One call on the device: an error breaks the group, and the group's first error is what it returns.
   absl::Status Run(const NcclCall& call, absl::FunctionRef<absl::Status()> body);
+  // One call on host memory, which waits for no device.
+  absl::Status RunOnHost(const NcclCall& call, const CallHeader& header,
+                         absl::FunctionRef<absl::Status()> body);
   NcclCall NextCall(CallKind kind, absl::Duration timeout) {
     return NcclCall(CallName(kind), ++num_calls_, timeout);
   }
 
   absl::Status TakeResources(const NcclCall& call);
+  // The name of the new group, which rank 0 makes.
+  absl::StatusOr<std::string> AgreeOnId();
   absl::Status Connect(const NcclCall& call);
   // Compares what the ranks are about to do, where the options say so. `args` of AllToAll alone.
   absl::Status Compare(const NcclCall& call, const CallHeader& own, const AllToAllArgs& args);
+  absl::Status CompareWithAll(const NcclCall& call, const CallHeader& own,
+                              const AllToAllArgs& args);
   absl::Status CheckAllToAll(const NcclCall& call, const AllToAllArgs& args);
   absl::Status QueueAllToAll(const NcclCall& call, const AllToAllArgs& args, cudaStream_t stream);
   // What is queued on `to` from now on comes after what is on `from`.
   absl::Status Order(const NcclCall& call, cudaStream_t from, cudaEvent_t event, cudaStream_t to);
-  // At most kMaxValues.
-  absl::Status Reduce(const NcclCall& call, std::span<int64_t> values, ReduceOp op);
-  absl::Status Copy(const NcclCall& call, void* to, const void* from, int64_t bytes);
 
   const RankInfo info_;
-  const std::unique_ptr<Communicator> group_;
+  const std::unique_ptr<Communicator> host_;
   const NcclOptions options_;
   const cudaStream_t stream_;
   cudaStream_t side_stream_ = nullptr;  // of exchanges beside the stream
@@ -82,8 +75,7 @@ class NcclCommunicator : public Communicator {
   cudaEvent_t end_ = nullptr;           // on the side stream: it is done
   bool under_way_ = false;
   NcclMember member_;
-  char* device_ = nullptr;  // what calls on host memory send and receive
-  char* host_ = nullptr;    // page-locked
+  char* bytes_ = nullptr;  // device memory: what the creation sends and receives
   int64_t num_calls_ = 0;
 };
 
@@ -96,13 +88,11 @@ NcclCommunicator::~NcclCommunicator() {
     LogError("nccl_communicator_stays",
              {{"rank", info_.rank}, {"waited", absl::FormatDuration(options_.timeout)}});
   } else {
-    cudaFree(device_);
-    cudaFreeHost(host_);
+    cudaFree(bytes_);
     if (begin_ != nullptr) cudaEventDestroy(begin_);
     if (end_ != nullptr) cudaEventDestroy(end_);
     if (side_stream_ != nullptr) cudaStreamDestroy(side_stream_);
   }
-  if (group_ != nullptr) group_->Abort(absl::StrCat("rank ", info_.rank, " is gone"));
 }
 
 absl::Status NcclCommunicator::Run(const NcclCall& call, absl::FunctionRef<absl::Status()> body) {
@@ -113,33 +103,49 @@ absl::Status NcclCommunicator::Run(const NcclCall& call, absl::FunctionRef<absl:
   return status.ok() ? status : member_.Break(std::move(status));
 }
 
+absl::Status NcclCommunicator::RunOnHost(const NcclCall& call, const CallHeader& header,
+                                         absl::FunctionRef<absl::Status()> body) {
+  RETURN_IF_ERROR(member_.status());
+  absl::Status status = ValidateAlone(header.kind, under_way_);
+  if (status.ok()) status = Compare(call, header, {});
+  if (status.ok()) status = body();
+  return status.ok() ? status : member_.Break(std::move(status));
+}
+
 void NcclCommunicator::Abort(const std::string& reason) {
   member_.Break(absl::AbortedError(reason)).IgnoreError();
 }
 
-absl::Status NcclCommunicator::Start(const std::string& group_id) {
-  const NcclCall call("Create", 0, options_.create_timeout);
+absl::Status NcclCommunicator::Start() {
+  const NcclCall call("Create", 0, options_.create_timeout, options_.cancelled);
   return Run(call, [&]() -> absl::Status {
-    RETURN_IF_ERROR(ValidateRank(info_));
     if (stream_ == nullptr) return absl::InvalidArgumentError("stream must be given");
-    if (options_.check != NcclCheck::kOff && group_ == nullptr) {
-      return absl::InvalidArgumentError("calls are compared over a group, and none was given");
-    }
     RETURN_IF_ERROR(TakeResources(call));
-    RETURN_IF_ERROR(member_.Join(group_id, call));
+    ASSIGN_OR_RETURN(const std::string id, AgreeOnId());
+    RETURN_IF_ERROR(member_.Join(id, call));
     return Connect(call);
   });
 }
 
+absl::StatusOr<std::string> NcclCommunicator::AgreeOnId() {
+  ncclUniqueId id = {};
+  if (info_.rank == 0) {
+    const ncclResult_t result = ncclGetUniqueId(&id);
+    if (result != ncclSuccess) {
+      return absl::UnavailableError(
+          absl::StrCat("no id for a group of NCCL: ", ncclGetErrorString(result)));
+    }
+  }
+  RETURN_IF_ERROR(host_->Broadcast(id.internal, sizeof(id.internal), 0));
+  return std::string(id.internal, sizeof(id.internal));
+}
+
 absl::Status NcclCommunicator::TakeResources(const NcclCall& call) {
-  const size_t bytes =
-      std::max(kMaxValues * sizeof(int64_t), 2 * static_cast<size_t>(info_.world_size));
-  RETURN_IF_ERROR(member_.FromCuda(call, cudaMalloc(reinterpret_cast<void**>(&device_), bytes),
+  const size_t bytes = 2 * static_cast<size_t>(info_.world_size);
+  RETURN_IF_ERROR(member_.FromCuda(call, cudaMalloc(reinterpret_cast<void**>(&bytes_), bytes),
                                    "device memory"));
-  RETURN_IF_ERROR(member_.FromCuda(call, cudaMallocHost(reinterpret_cast<void**>(&host_), bytes),
-                                   "page-locked memory"));
   RETURN_IF_ERROR(
-      member_.FromCuda(call, cudaMemsetAsync(device_, 0, bytes, stream_), "device memory"));
+      member_.FromCuda(call, cudaMemsetAsync(bytes_, 0, bytes, stream_), "device memory"));
   // Few blocks, which are to run beside a product of many.
   int least = 0, greatest = 0;
   RETURN_IF_ERROR(member_.FromCuda(call, cudaDeviceGetStreamPriorityRange(&least, &greatest),
@@ -157,23 +163,20 @@ absl::Status NcclCommunicator::TakeResources(const NcclCall& call) {
 
 // NCCL connects ranks, and takes memory for it, at their first call of a kind.
 absl::Status NcclCommunicator::Connect(const NcclCall& call) {
-  char* const other = device_ + info_.world_size;
+  char* const other = bytes_ + info_.world_size;
   RETURN_IF_ERROR(member_.Queue(call, [&](ncclComm_t comm) {
     ncclResult_t result = ncclSuccess;
     for (int32_t peer = 0; peer < info_.world_size && IsGood(result); ++peer) {
-      result = ncclSend(device_ + peer, 1, ncclInt8, peer, comm, stream_);
+      result = ncclSend(bytes_ + peer, 1, ncclInt8, peer, comm, stream_);
       if (IsGood(result)) result = ncclRecv(other + peer, 1, ncclInt8, peer, comm, stream_);
     }
     return result;
   }));
   RETURN_IF_ERROR(member_.Queue(call, [&](ncclComm_t comm) {
-    return ncclAllGather(device_, other, 1, ncclInt8, comm, stream_);
+    return ncclAllGather(bytes_, other, 1, ncclInt8, comm, stream_);
   }));
   RETURN_IF_ERROR(member_.Queue(call, [&](ncclComm_t comm) {
-    return ncclBroadcast(device_, device_, 1, ncclInt8, 0, comm, stream_);
-  }));
-  RETURN_IF_ERROR(member_.Queue(call, [&](ncclComm_t comm) {
-    return ncclAllReduce(device_, device_, 1, ncclInt64, ncclSum, comm, stream_);
+    return ncclBroadcast(bytes_, bytes_, 1, ncclInt8, 0, comm, stream_);
   }));
   return member_.WaitForStream(call);
 }
@@ -181,7 +184,8 @@ absl::Status NcclCommunicator::Connect(const NcclCall& call) {
 std::string NcclCommunicator::Description() const {
   int version = 0;
   ncclGetVersion(&version);
-  return absl::StrCat("nccl ", version / 10000, ".", version / 100 % 100, ".", version % 100);
+  return absl::StrCat("nccl ", version / 10000, ".", version / 100 % 100, ".", version % 100,
+                      " with ", host_->Description());
 }
 
 absl::Status NcclCommunicator::AllToAll(const AllToAllArgs& args) {
@@ -280,27 +284,14 @@ absl::Status NcclCommunicator::Broadcast(void* data, int64_t bytes, int32_t root
 
 absl::Status NcclCommunicator::AllReduce(std::span<int64_t> values, ReduceOp op) {
   const NcclCall call = NextCall(CallKind::kAllReduce, options_.timeout);
-  return Run(call, [&]() -> absl::Status {
-    RETURN_IF_ERROR(ValidateAlone(CallKind::kAllReduce, under_way_));
-    const int64_t bytes = static_cast<int64_t>(values.size_bytes());
-    RETURN_IF_ERROR(Compare(call, {.kind = CallKind::kAllReduce, .op = op, .bytes = bytes}, {}));
-    while (!values.empty()) {
-      const size_t piece = std::min(values.size(), kMaxValues);
-      RETURN_IF_ERROR(Reduce(call, values.first(piece), op));
-      values = values.subspan(piece);
-    }
-    return absl::OkStatus();
-  });
+  const int64_t bytes = static_cast<int64_t>(values.size_bytes());
+  return RunOnHost(call, {.kind = CallKind::kAllReduce, .op = op, .bytes = bytes},
+                   [&] { return host_->AllReduce(values, op); });
 }
 
 absl::Status NcclCommunicator::Barrier(absl::Duration timeout) {
   const NcclCall call = NextCall(CallKind::kBarrier, timeout);
-  return Run(call, [&]() -> absl::Status {
-    RETURN_IF_ERROR(ValidateAlone(CallKind::kBarrier, under_way_));
-    RETURN_IF_ERROR(Compare(call, {.kind = CallKind::kBarrier}, {}));
-    int64_t value = 0;
-    return Reduce(call, {&value, 1}, ReduceOp::kSum);
-  });
+  return RunOnHost(call, {.kind = CallKind::kBarrier}, [&] { return host_->Barrier(timeout); });
 }
 
 absl::Status NcclCommunicator::Wait() {
@@ -316,6 +307,12 @@ absl::Status NcclCommunicator::WaitUntil(absl::FunctionRef<absl::StatusOr<bool>(
 absl::Status NcclCommunicator::Compare(const NcclCall& call, const CallHeader& own,
                                        const AllToAllArgs& args) {
   if (options_.check == NcclCheck::kOff) return absl::OkStatus();
+  // All find the same, and none hears of it from another before it has.
+  return member_.RunUnwatched([&] { return CompareWithAll(call, own, args); });
+}
+
+absl::Status NcclCommunicator::CompareWithAll(const NcclCall& call, const CallHeader& own,
+                                              const AllToAllArgs& args) {
   const int32_t world_size = info_.world_size;
   std::vector<CallHeader> headers(world_size, own);  // to each of the others
   for (int32_t peer = 0; own.kind == CallKind::kAllToAll && peer < world_size; ++peer) {
@@ -324,8 +321,8 @@ absl::Status NcclCommunicator::Compare(const NcclCall& call, const CallHeader& o
   }
   std::vector<CallHeader> all(headers.size() * headers.size());
   const int64_t bytes = world_size * int64_t{sizeof(CallHeader)};
-  absl::Status status = group_->Barrier(call.limit);
-  if (status.ok()) status = group_->AllGather(headers.data(), bytes, all.data());
+  absl::Status status = host_->Barrier(call.limit);
+  if (status.ok()) status = host_->AllGather(headers.data(), bytes, all.data());
   if (!status.ok()) return member_.Error(call, status.code(), std::string(status.message()));
   // In the same order on all ranks, so that all find the same.
   for (int32_t a = 0; a < world_size; ++a) {
@@ -337,67 +334,13 @@ absl::Status NcclCommunicator::Compare(const NcclCall& call, const CallHeader& o
   return absl::OkStatus();
 }
 
-absl::Status NcclCommunicator::Reduce(const NcclCall& call, std::span<int64_t> values,
-                                      ReduceOp op) {
-  const int64_t bytes = static_cast<int64_t>(values.size_bytes());
-  std::memcpy(host_, values.data(), values.size_bytes());
-  RETURN_IF_ERROR(Copy(call, device_, host_, bytes));
-  RETURN_IF_ERROR(member_.Queue(call, [&](ncclComm_t comm) {
-    return ncclAllReduce(device_, device_, values.size(), ncclInt64, ToNccl(op), comm, stream_);
-  }));
-  RETURN_IF_ERROR(Copy(call, host_, device_, bytes));
-  RETURN_IF_ERROR(member_.WaitForStream(call));
-  std::memcpy(values.data(), host_, values.size_bytes());
-  return absl::OkStatus();
-}
-
-absl::Status NcclCommunicator::Copy(const NcclCall& call, void* to, const void* from,
-                                    int64_t bytes) {
-  const cudaError_t error =
-      cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDefault, stream_);
-  return member_.FromCuda(call, error, "a copy");
-}
-
-absl::StatusOr<std::unique_ptr<Communicator>> Create(const RankInfo& info,
-                                                     std::unique_ptr<Communicator> group,
-                                                     const std::string& group_id,
-                                                     const NcclOptions& options) {
-  auto out = std::make_unique<NcclCommunicator>(info, std::move(group), options);
-  {
-    const std::stop_callback stop(options.stop,
-                                  [&] { out->Abort("the creation was told to stop"); });
-    RETURN_IF_ERROR(out->Start(group_id));
-  }
-  return out;
-}
-
 }  // namespace
 
-absl::StatusOr<std::string> MakeNcclGroupId() {
-  ncclUniqueId id;
-  const ncclResult_t result = ncclGetUniqueId(&id);
-  if (result != ncclSuccess) {
-    return absl::UnavailableError(
-        absl::StrCat("no id for a group of NCCL: ", ncclGetErrorString(result)));
-  }
-  return std::string(id.internal, sizeof(id.internal));
-}
-
-absl::StatusOr<std::unique_ptr<Communicator>> CreateNcclCommunicator(const RankInfo& info,
-                                                                     const std::string& group_id,
-                                                                     const NcclOptions& options) {
-  return Create(info, nullptr, group_id, options);
-}
-
 absl::StatusOr<std::unique_ptr<Communicator>> CreateNcclCommunicator(
-    std::unique_ptr<Communicator> group, const NcclOptions& options) {
-  const RankInfo info = group->info();
-  std::string id(NCCL_UNIQUE_ID_BYTES, '\0');
-  if (info.rank == 0) {
-    ASSIGN_OR_RETURN(id, MakeNcclGroupId());
-  }
-  RETURN_IF_ERROR(group->Broadcast(id.data(), NCCL_UNIQUE_ID_BYTES, 0));
-  return Create(info, std::move(group), id, options);
+    std::unique_ptr<Communicator> host, const NcclOptions& options) {
+  auto out = std::make_unique<NcclCommunicator>(std::move(host), options);
+  RETURN_IF_ERROR(out->Start());
+  return out;
 }
 
 }  // namespace jevons

@@ -1,9 +1,8 @@
 // Communicator over NCCL: each rank is a GPU, of this process or of another.
 #pragma once
 
+#include <functional>
 #include <memory>
-#include <stop_token>
-#include <string>
 
 #include "parallel/communicator.h"
 
@@ -11,31 +10,32 @@ namespace jevons {
 
 enum class NcclCheck {
   kOff,
-  // Before each call the ranks tell each other over the group what they are about to do, and wait
-  // for it: for tests and for the search for a fault.
+  // Before each call the ranks tell each other over `host` what they are about to do, and wait for it:
+  // for tests and for the search for a fault.
   kCalls,
 };
 
 struct NcclOptions {
   int32_t device = 0;
   void* stream = nullptr;  // cudaStream_t of the device's backend; must outlive the communicator
-  absl::Duration timeout = absl::Seconds(30);         // of each wait, but for Barrier and creation
-  absl::Duration create_timeout = absl::Minutes(10);  // ranks load at different speeds
+  absl::Duration timeout = absl::Seconds(30);        // of each wait, but for Barrier and creation
+  absl::Duration create_timeout = absl::Minutes(2);  // a large group takes long to connect
   NcclCheck check = NcclCheck::kOff;
-  std::stop_token stop = {};  // ends the creation with ABORTED
+  // Looked at while the communicator is created, which then ends with CANCELLED; may be empty.
+  std::function<bool()> cancelled = {};
 };
 
-// The name of a new group: one rank makes it, all are given it. Its process must live until the group
-// is created. UNAVAILABLE where NCCL finds no network interface.
-absl::StatusOr<std::string> MakeNcclGroupId();
-
+// The ranks of `host`, threads or processes, with a device each: data goes over NCCL, what takes host
+// memory over `host`, so that it waits for no device. The new member owns `host`, and what breaks
+// either of the two breaks both, at all ranks: also for one that waits for its device by other means.
+//
 // Returns when all ranks have come and have exchanged a few bytes, so that the connections are there
-// and their memory is taken. UNIMPLEMENTED in a build without NCCL; INVALID_ARGUMENT for a rank, an
-// id or a device that cannot be, two ranks on one device among them; else the errors of
-// Communicator.
+// and their memory is taken. UNIMPLEMENTED in a build without NCCL; INVALID_ARGUMENT for a device that
+// cannot be, two ranks on one device among them; UNAVAILABLE where NCCL finds no network interface;
+// else the errors of Communicator.
 //
 // What this implementation does with the contract of Communicator:
-// - Every call makes the device current for the calling thread.
+// - Every call on the device makes it current for the calling thread.
 // - AllToAll, AllGather and Broadcast take device memory and return when they are queued. What waits
 //   for the stream by other means (Backend::Read) has no deadline: call Wait before it. They may be
 //   recorded in a CUDA graph, after a run outside of one; no other call may.
@@ -46,19 +46,12 @@ absl::StatusOr<std::string> MakeNcclGroupId();
 // - NCCL does not say who is missing: DEADLINE_EXCEEDED names the call, this rank and the time.
 // - An error or an Abort ends what this rank has queued or recorded, in the state it is in; kernels
 //   may touch buffers until the stream has come to its end, which it then does.
-// - It does not reach the other ranks: they wait until their timeout, or until NCCL sees a connection
-//   closed.
+// - A rank that has ended, killed or well, ends the waits of the others for data that does not come
+//   soon.
 // - The destructor waits, at most for `timeout`, for what is queued and for the CUDA graphs that hold
 //   recorded calls, which must be gone. Else its memory stays, with a line in the log. Ranks meet in
 //   a Barrier before they end: one may still be read from.
-absl::StatusOr<std::unique_ptr<Communicator>> CreateNcclCommunicator(const RankInfo& info,
-                                                                     const std::string& group_id,
-                                                                     const NcclOptions& options);
-
-// The same for the ranks of `group`, a Communicator of host memory, whose rank 0 makes the id. It
-// lives as long as the new one and carries errors: one of a rank, or its end, is ABORTED for the
-// calls of the others.
 absl::StatusOr<std::unique_ptr<Communicator>> CreateNcclCommunicator(
-    std::unique_ptr<Communicator> group, const NcclOptions& options);
+    std::unique_ptr<Communicator> host, const NcclOptions& options);
 
 }  // namespace jevons

@@ -18,8 +18,8 @@ namespace {
 using absl::StatusCode;
 using std::chrono::steady_clock;
 
-// How long a call goes on after another rank has ended: if that one did so well, then the data of
-// this call is under way.
+// How long a wait goes on after another rank has ended: if that one did so well, then what it has sent
+// is under way.
 constexpr std::chrono::milliseconds kGrace(200);
 
 // Short waits are exact and long ones take little of a core: a pause is a small part of the time
@@ -106,18 +106,21 @@ absl::Status NcclMember::WaitUntil(const NcclCall& call,
                                    absl::FunctionRef<absl::StatusOr<bool>()> is_done) {
   Pauses pauses;
   SteadyTime end = call.end;
-  absl::Status others;
+  absl::Status missing;
   while (true) {
     // In this order: what is done while NCCL has no error is done well.
     ASSIGN_OR_RETURN(const bool done, is_done());
     ASSIGN_OR_RETURN(const bool idle, IsIdle(call));
     if (done && idle) return absl::OkStatus();
-    if (group_ != nullptr && others.ok()) {
-      others = group_->Wait();
-      if (!others.ok()) end = std::min(end, steady_clock::now() + kGrace);
+    if (call.cancelled && call.cancelled()) {
+      return Error(call, StatusCode::kCancelled, "told to stop");
+    }
+    if (missing.ok()) {
+      missing = gone();
+      if (!missing.ok()) end = std::min(end, steady_clock::now() + kGrace);
     }
     if (steady_clock::now() >= end) {
-      RETURN_IF_ERROR(others);
+      RETURN_IF_ERROR(missing);
       return Error(call, StatusCode::kDeadlineExceeded,
                    absl::StrCat("not done after ", absl::FormatDuration(call.limit),
                                 ", last call queued: ", queued_,
@@ -136,15 +139,37 @@ absl::StatusOr<bool> NcclMember::IsIdle(const NcclCall& call) {
   return state == ncclSuccess;
 }
 
+absl::Status NcclMember::RunUnwatched(absl::FunctionRef<absl::Status()> calls) {
+  host_->Watch(nullptr);
+  RETURN_IF_ERROR(calls());
+  host_->Watch(this);
+  return absl::OkStatus();
+}
+
 absl::Status NcclMember::Break(absl::Status status) {
-  {
-    MutexLock lock(&mutex_);
-    if (!broken_.ok()) return broken_;
-    broken_ = status;
-    if (comm_ != nullptr) End(AbortCommunicator);
-  }
-  if (group_ != nullptr) group_->Abort(std::string(status.message()));
+  if (!BreakHere(status)) return this->status();
+  host_->Abort(std::string(status.message()));
   return status;
+}
+
+bool NcclMember::BreakHere(const absl::Status& error) {
+  MutexLock lock(&mutex_);
+  if (!broken_.ok()) return false;
+  broken_ = error;
+  if (comm_ != nullptr) End(AbortCommunicator);
+  return true;
+}
+
+void NcclMember::OnBroken(const absl::Status& error) { BreakHere(error); }
+
+void NcclMember::OnGone(const absl::Status& who) {
+  MutexLock lock(&mutex_);
+  if (gone_.ok()) gone_ = who;
+}
+
+absl::Status NcclMember::gone() {
+  MutexLock lock(&mutex_);
+  return gone_;
 }
 
 absl::Status NcclMember::status() {

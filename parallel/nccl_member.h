@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <future>
 #include <string>
 #include <thread>
@@ -18,23 +19,31 @@ namespace jevons {
 
 // What runs, for errors, and until when.
 struct NcclCall {
-  NcclCall(const char* name, int64_t number, absl::Duration limit)
-      : name(name), number(number), limit(limit), end(SteadyDeadline(limit)) {}
+  NcclCall(const char* name, int64_t number, absl::Duration limit,
+           std::function<bool()> cancelled = {})
+      : name(name),
+        number(number),
+        limit(limit),
+        end(SteadyDeadline(limit)),
+        cancelled(std::move(cancelled)) {}
 
   const char* name;
   int64_t number;  // of the calls so far
   absl::Duration limit;
   SteadyTime end;
+  std::function<bool()> cancelled;  // asked by every wait; may be empty
 };
 
 // Used by one thread, but for Break and status. Results of NCCL and of CUDA are int here, so that no
 // other file sees their headers.
-class NcclMember {
+class NcclMember : private GroupWatcher {
  public:
-  // `group`, null or the same ranks over host memory, carries errors to the other ranks and from
-  // them.
-  NcclMember(const RankInfo& info, void* stream, Communicator* group)
-      : info_(info), stream_(stream), group_(group) {}
+  // `host`, the same ranks over host memory, outlives it. What breaks one of the two breaks the other,
+  // here and at the other ranks.
+  NcclMember(void* stream, Communicator* host) : info_(host->info()), stream_(stream), host_(host) {
+    host->Watch(this);
+  }
+  ~NcclMember() override { host_->Watch(nullptr); }
   NcclMember(const NcclMember&) = delete;
   NcclMember& operator=(const NcclMember&) = delete;
 
@@ -47,8 +56,13 @@ class NcclMember {
   // queued.
   absl::Status Queue(const NcclCall& call, absl::FunctionRef<int(ncclComm*)> calls);
   absl::Status WaitForStream(const NcclCall& call);
-  // Until `is_done` says so and NCCL has no work under way.
+  // Until `is_done` says so and NCCL has no work under way. What a rank that has ended well has sent
+  // comes soon, if at all.
   absl::Status WaitUntil(const NcclCall& call, absl::FunctionRef<absl::StatusOr<bool>()> is_done);
+
+  // Runs calls of the host's whose error the caller gives to Break under another name; until then what
+  // happens to the group is not heard.
+  absl::Status RunUnwatched(absl::FunctionRef<absl::Status()> calls);
 
   // The first error of the group. Ends what is in the stream: kernels that wait for other ranks do
   // so no longer, and whoever waits for the stream goes on.
@@ -63,6 +77,12 @@ class NcclMember {
   absl::Status FromCuda(const NcclCall& call, int error, const char* what) const;
 
  private:
+  void OnBroken(const absl::Status& error) override;
+  void OnGone(const absl::Status& who) override;
+
+  // Keeps the first error. Returns whether it is this one.
+  bool BreakHere(const absl::Status& error);
+  absl::Status gone();
   absl::Status FromNccl(const NcclCall& call, int result, const char* what) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::StatusOr<bool> IsIdle(const NcclCall& call);  // false while NCCL has work under way
@@ -72,12 +92,13 @@ class NcclMember {
   const RankInfo info_;
   void* const stream_;
   void* side_stream_ = nullptr;  // null: none
-  Communicator* const group_;
+  Communicator* const host_;
   const char* queued_ = "none";  // the last call that queued something
 
   Mutex mutex_;
   ncclComm* comm_ ABSL_GUARDED_BY(mutex_) = nullptr;  // null before Join, and once it is to end
   absl::Status broken_ ABSL_GUARDED_BY(mutex_);
+  absl::Status gone_ ABSL_GUARDED_BY(mutex_);  // the first of the other ranks that has ended
   std::thread ending_ ABSL_GUARDED_BY(mutex_);
   std::future<void> ended_ ABSL_GUARDED_BY(mutex_);
 };

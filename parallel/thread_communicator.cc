@@ -43,7 +43,8 @@ class ThreadGroup::State {
         calls_(world_size),
         arrived_(world_size, false),
         copied_(world_size, false),
-        joined_(world_size, false) {
+        joined_(world_size, false),
+        watchers_(world_size, nullptr) {
     CHECK(world_size >= 1);
   }
 
@@ -89,7 +90,12 @@ class ThreadGroup::State {
   // well; the next call does not.
   void Leave(int32_t rank, bool is_in_call) {
     MutexLock lock(&mutex_);
-    if (gone_.ok()) gone_ = absl::AbortedError(absl::StrCat("rank ", rank, " is gone"));
+    if (gone_.ok()) {
+      gone_ = absl::AbortedError(absl::StrCat("rank ", rank, " is gone"));
+      for (GroupWatcher* watcher : watchers_) {
+        if (watcher != nullptr) watcher->OnGone(gone_);
+      }
+    }
     if (num_arrived_ > 0 || is_in_call) BreakLocked(gone_);
     if (is_in_call) WaitForReaders();
   }
@@ -104,9 +110,22 @@ class ThreadGroup::State {
     return status_;
   }
 
+  void Watch(int32_t rank, GroupWatcher* watcher) {
+    MutexLock lock(&mutex_);
+    watchers_[rank] = watcher;
+    if (watcher == nullptr) return;
+    if (!gone_.ok()) watcher->OnGone(gone_);
+    if (!status_.ok()) watcher->OnBroken(status_);
+  }
+
  private:
   void BreakLocked(const absl::Status& error) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    if (status_.ok()) status_ = error;
+    if (status_.ok()) {
+      status_ = error;
+      for (GroupWatcher* watcher : watchers_) {
+        if (watcher != nullptr) watcher->OnBroken(status_);
+      }
+    }
     changed_.NotifyAll();
   }
 
@@ -203,6 +222,7 @@ class ThreadGroup::State {
   std::vector<bool> arrived_ ABSL_GUARDED_BY(mutex_);  // at the call that is to start
   std::vector<bool> copied_ ABSL_GUARDED_BY(mutex_);   // in the one that has
   std::vector<bool> joined_ ABSL_GUARDED_BY(mutex_);
+  std::vector<GroupWatcher*> watchers_ ABSL_GUARDED_BY(mutex_);  // by rank; null: none
   int32_t num_arrived_ ABSL_GUARDED_BY(mutex_) = 0;
   int32_t num_copying_ ABSL_GUARDED_BY(mutex_) = 0;
   int32_t num_copied_ ABSL_GUARDED_BY(mutex_) = 0;
@@ -300,6 +320,8 @@ class ThreadCommunicator : public Communicator {
 
   void Abort(const std::string& reason) override { group_->Break(absl::AbortedError(reason)); }
 
+  void Watch(GroupWatcher* watcher) override { group_->Watch(rank_, watcher); }
+
  private:
   // A call that this rank cannot make breaks the group: the others would wait for it.
   absl::Status Check(const absl::Status& status) {
@@ -326,5 +348,7 @@ absl::StatusOr<std::unique_ptr<Communicator>> ThreadGroup::Join(int32_t rank) {
   RETURN_IF_ERROR(state_->Join(rank));
   return std::make_unique<ThreadCommunicator>(state_.get(), rank);
 }
+
+void ThreadGroup::Abort(const std::string& reason) { state_->Break(absl::AbortedError(reason)); }
 
 }  // namespace jevons

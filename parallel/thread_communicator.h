@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
 
 #include "base/status.h"
 #include "parallel/communicator.h"
@@ -19,6 +20,9 @@ class ThreadGroup {
   // The rank's member, once for each rank. A receiver copies straight from the sender's buffer. A
   // member that is gone breaks the group.
   absl::StatusOr<std::unique_ptr<Communicator>> Join(int32_t rank);
+
+  // As Communicator::Abort, also before a member is there.
+  void Abort(const std::string& reason);
 
   class State;
 

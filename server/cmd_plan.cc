@@ -23,6 +23,7 @@ nlohmann::ordered_json Describe(const MemoryPlan& plan) {
           {"gpu_bytes", plan.device_bytes},
           {"weight_bytes", plan.weight_bytes},
           {"workspace_bytes", plan.workspace_bytes},
+          {"moving_bytes", plan.moving_bytes},
           {"reserve_bytes", plan.reserve_bytes},
           {"kv_bytes_per_token", plan.kv_bytes_per_token},
           {"kv_cache_tokens", std::max<int64_t>(plan.kv_cache_tokens, 0)}};

@@ -1,5 +1,6 @@
 #include "server/cmd_ranks.h"
 
+#include "absl/strings/str_cat.h"
 #include "base/log.h"
 #include "server/rank_follower.h"
 
@@ -13,9 +14,9 @@ void AddRanks(CLI::App& cmd, RankFlags& flags) {
       ->default_str("1");
   cmd.add_option(
          "--transport", flags.transport,
-         "How the ranks reach each other. threads: all in this process; processes: one "
-         "each, over TCP, started here unless there is a --rank or a launcher's environment; nccl: "
-         "all in this process, rank r on GPU r")
+         "How the ranks reach each other. threads: all in this process; processes: one each, over "
+         "TCP, started here unless there is a --rank or a launcher's environment, with --backend "
+         "cuda on a GPU each and over NCCL too; nccl: all in this process, rank r on GPU r")
       ->check(CLI::IsMember({"threads", "processes", "nccl"}))
       ->capture_default_str();
   cmd.add_option("--rank", flags.place.rank, "Which rank this process is; needs --leader")
@@ -23,6 +24,10 @@ void AddRanks(CLI::App& cmd, RankFlags& flags) {
   cmd.add_option(
       "--leader", flags.place.leader,
       "HOST:PORT where rank 0 listens for the other ranks; keep it on a trusted network");
+  cmd.add_option("--device", flags.device,
+                 "Which GPU this process takes with --backend cuda; default: its rank among the "
+                 "launcher's on this host, else 0")
+      ->check(InRange<int64_t>(0, 255));
   cmd.add_option("--redundant-experts", flags.redundant_experts,
                  "Expert slots of the group beside one for each expert; rounded up to as many for "
                  "each rank")
@@ -61,6 +66,29 @@ void AddRanks(CLI::App& cmd, RankFlags& flags) {
       ->capture_default_str();
 }
 
+namespace {
+
+// What a process is told of its GPU. Those that it starts itself are told theirs.
+absl::Status CheckDeviceFlag(const RankFlags& flags, const EngineOptions& engine,
+                             const RankPlace& place) {
+  if (!flags.device) return absl::OkStatus();
+  const std::string given = absl::StrCat("--device ", *flags.device);
+  if (engine.backend != BackendKind::kCuda) {
+    return absl::InvalidArgumentError(absl::StrCat(given, " needs --backend cuda"));
+  }
+  if (engine.rank_transport == RankTransport::kNccl) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(given, " does not fit --transport nccl, where rank r takes GPU r"));
+  }
+  if (place.world_size > 1 && place.leader.empty()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        given, " is of one process, and this one starts ", place.world_size, " ranks"));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
 absl::StatusOr<GroupOptions> ResolveRanks(const RankFlags& flags, const Environment& environment,
                                           EngineOptions& engine) {
   engine.num_redundant_experts = flags.redundant_experts;
@@ -73,6 +101,8 @@ absl::StatusOr<GroupOptions> ResolveRanks(const RankFlags& flags, const Environm
   engine.num_ranks = flags.place.ranks.value_or(1);
   if (flags.transport != "processes") {
     if (flags.transport == "nccl") engine.rank_transport = RankTransport::kNccl;
+    RETURN_IF_ERROR(CheckDeviceFlag(flags, engine, {.world_size = engine.num_ranks}));
+    engine.device = flags.device.value_or(0);
     if (!flags.place.rank && flags.place.leader.empty()) return GroupOptions();
     return absl::InvalidArgumentError("--rank and --leader need --transport processes");
   }
@@ -80,6 +110,8 @@ absl::StatusOr<GroupOptions> ResolveRanks(const RankFlags& flags, const Environm
   GroupOptions out;
   ASSIGN_OR_RETURN(out.place, FindRankPlace(flags.place, environment.launcher));
   engine.num_ranks = out.place.world_size;
+  RETURN_IF_ERROR(CheckDeviceFlag(flags, engine, out.place));
+  engine.device = flags.device.value_or(out.place.local_rank);
   out.version = JEVONS_VERSION;
   out.arguments = environment.arguments;
   out.join_timeout = absl::Seconds(flags.join_seconds);

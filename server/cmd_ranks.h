@@ -1,6 +1,7 @@
 // The flags of a group of ranks.
 #pragma once
 
+#include <optional>
 #include <string>
 
 #include "server/cmd.h"
@@ -11,6 +12,7 @@ namespace jevons {
 struct RankFlags {
   RankPlaceFlags place;
   std::string transport = "threads";
+  std::optional<int32_t> device = {};
   int32_t redundant_experts = 0;
   int32_t balance_interval_steps = EngineOptions().balance_interval_steps;
   std::string overlap_exchange{ExchangeOverlapName(EngineOptions().exchange_overlap)};
@@ -22,8 +24,8 @@ struct RankFlags {
 
 void AddRanks(CLI::App& cmd, RankFlags& flags);
 
-// Fills what the flags and the launcher's environment say of `engine`. INVALID_ARGUMENT as
-// FindRankPlace.
+// Fills what the flags and the launcher's environment say of `engine`, whose backend is set already.
+// INVALID_ARGUMENT as FindRankPlace, and for a device of a process that takes none.
 absl::StatusOr<GroupOptions> ResolveRanks(const RankFlags& flags, const Environment& environment,
                                           EngineOptions& engine);
 

@@ -56,8 +56,11 @@ class EngineHostImpl : public EngineHost {
 
  private:
   absl::Status StartLeader() {
-    ASSIGN_OR_RETURN(facts_, GroupFacts(options_));
     const bool starts_others = group_.place.leader.empty();
+    if (starts_others && options_.backend == BackendKind::kCuda) {
+      RETURN_IF_ERROR(CheckDevices(options_.num_ranks));
+    }
+    ASSIGN_OR_RETURN(facts_, GroupFacts(options_));
     ASSIGN_OR_RETURN(leader_,
                      RankLeader::Start({.listen = starts_others ? kLoopback : group_.place.leader,
                                         .world_size = options_.num_ranks,
@@ -67,7 +70,17 @@ class EngineHostImpl : public EngineHost {
                                         .lost = [this](int32_t rank) { children_.Kill(rank); }}));
     control_ = leader_.get();
     if (!starts_others) return absl::OkStatus();
-    return children_.Start(group_.arguments, options_.num_ranks, leader_->address());
+    return children_.Start(options_.num_ranks, [this](int32_t r) { return ArgumentsOf(r); });
+  }
+
+  // Each process has a GPU for itself.
+  std::vector<std::string> ArgumentsOf(int32_t rank) const {
+    std::vector<std::string> out = group_.arguments;
+    out.insert(out.end(), {"--rank", absl::StrCat(rank), "--leader", leader_->address()});
+    if (options_.backend == BackendKind::kCuda) {
+      out.insert(out.end(), {"--device", absl::StrCat(rank)});
+    }
+    return out;
   }
 
   absl::Status LoadAlone() {

@@ -53,7 +53,7 @@ void AddBackend(CLI::App& cmd, EngineOptions& engine) {
   };
   cmd.add_option_function<std::string>("--backend", set,
                                        "Where to compute; auto: cuda where there is a device, else "
-                                       "cpu; for ranks what --transport joins")
+                                       "cpu; for ranks cpu, but over nccl cuda")
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
       ->default_str("auto");
 }

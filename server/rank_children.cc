@@ -55,12 +55,11 @@ RankChildren::~RankChildren() {
   }
 }
 
-absl::Status RankChildren::Start(const std::vector<std::string>& arguments, int32_t num_ranks,
-                                 const std::string& leader) {
+absl::Status RankChildren::Start(
+    int32_t num_ranks, const std::function<std::vector<std::string>(int32_t rank)>& arguments_of) {
   MutexLock lock(&mutex_);
   for (int32_t r = 1; r < num_ranks; ++r) {
-    std::vector<std::string> own = arguments;
-    own.insert(own.end(), {"--rank", absl::StrCat(r), "--leader", leader});
+    std::vector<std::string> own = arguments_of(r);
     std::vector<char*> pointers;
     for (std::string& argument : own) pointers.push_back(argument.data());
     pointers.push_back(nullptr);

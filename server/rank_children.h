@@ -21,10 +21,10 @@ class RankChildren {
   RankChildren& operator=(const RankChildren&) = delete;
   ~RankChildren();  // gives them a moment to end by themselves, then kills them
 
-  // This program once for each rank from 1 on, with `arguments` and its place. What it prints goes to
-  // stderr.
-  absl::Status Start(const std::vector<std::string>& arguments, int32_t num_ranks,
-                     const std::string& leader);
+  // This program once for each rank from 1 on, with the arguments that it has there, its own name
+  // first. What it prints goes to stderr.
+  absl::Status Start(int32_t num_ranks,
+                     const std::function<std::vector<std::string>(int32_t rank)>& arguments_of);
 
   // OK, or which rank's process ended, and how.
   absl::Status Ended();

@@ -11,15 +11,16 @@ namespace {
 struct Launcher {
   const char* rank;
   const char* world_size;
-  const char* leader;  // null: it names none
+  const char* local_rank;  // null: each rank has a host for itself
+  const char* leader;      // null: it names none
 };
 
 constexpr Launcher kLaunchers[] = {
-    {"OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", nullptr},
-    {"PMI_RANK", "PMI_SIZE", nullptr},
-    {"SLURM_PROCID", "SLURM_NTASKS", nullptr},
-    {"RANK", "WORLD_SIZE", nullptr},
-    {"LWS_WORKER_INDEX", "LWS_GROUP_SIZE", "LWS_LEADER_ADDRESS"},
+    {"OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", nullptr},
+    {"PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", nullptr},
+    {"SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", nullptr},
+    {"RANK", "WORLD_SIZE", "LOCAL_RANK", nullptr},
+    {"LWS_WORKER_INDEX", "LWS_GROUP_SIZE", nullptr, "LWS_LEADER_ADDRESS"},
 };
 
 using Variables = std::map<std::string, std::string>;
@@ -70,7 +71,8 @@ const std::vector<std::string>& LauncherVariables() {
   static const auto* names = [] {
     auto* out = new std::vector<std::string>;
     for (const Launcher& launcher : kLaunchers) {
-      for (const char* name : {launcher.rank, launcher.world_size, launcher.leader}) {
+      for (const char* name :
+           {launcher.rank, launcher.world_size, launcher.local_rank, launcher.leader}) {
         if (name != nullptr) out->push_back(name);
       }
     }
@@ -81,15 +83,20 @@ const std::vector<std::string>& LauncherVariables() {
 
 absl::StatusOr<RankPlace> FindRankPlace(const RankPlaceFlags& given, const Variables& environment) {
   RankPlaceFlags flags = given;
+  int32_t local_rank = 0;
   for (const Launcher& launcher : kLaunchers) {
     if (!environment.contains(launcher.rank) || !environment.contains(launcher.world_size))
       continue;
     RETURN_IF_ERROR(AddLauncher(launcher, environment, flags));
+    if (launcher.local_rank != nullptr && environment.contains(launcher.local_rank)) {
+      ASSIGN_OR_RETURN(local_rank, ReadNumber(environment, launcher.local_rank));
+    }
     break;
   }
   RankPlace out{.rank = flags.rank.value_or(0),
                 .world_size = flags.ranks.value_or(1),
-                .leader = flags.leader};
+                .leader = flags.leader,
+                .local_rank = local_rank};
   if (!flags.rank) {
     if (flags.leader.empty()) return out;
     return absl::InvalidArgumentError(

@@ -20,6 +20,7 @@ struct RankPlace {
   int32_t rank = 0;
   int32_t world_size = 1;
   std::string leader = {};  // HOST:PORT; empty: this process starts the others itself
+  int32_t local_rank = 0;   // among the ranks of a launcher on this host
 };
 
 // The port where a launcher's environment names a host alone.

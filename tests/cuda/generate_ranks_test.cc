@@ -1,6 +1,9 @@
 // jevons generate with ranks on emulated GPUs: the bytes of one rank, and what is refused.
+#include <thread>
+
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
+#include "tests/parallel/free_address.h"
 #include "tests/support/checkpoint_writer.h"
 #include "tests/support/process.h"
 
@@ -46,9 +49,35 @@ TEST_F(GenerateRanksTest, WhatCannotBeIsRefused) {
   EXPECT_THAT(error({"--backend", "cpu", "--ranks", "2", "--transport", "nccl"}),
               HasSubstr("transport nccl joins GPUs, given backend cpu"));
   EXPECT_THAT(error({"--backend", "cuda", "--ranks", "2"}),
-              HasSubstr("need transport nccl, given threads"));
+              HasSubstr("need transport nccl or processes, given threads"));
+  EXPECT_THAT(error({"--backend", "cuda", "--ranks", "2", "--transport", "processes"}),
+              HasSubstr("2 ranks over nccl need a GPU each, found 1"));
+  EXPECT_THAT(error({"--backend", "cuda", "--device", "3"}),
+              HasSubstr("CUDA device 3 is not there: 1 found"));
+  EXPECT_THAT(error({"--device", "0"}), HasSubstr("--device 0 needs --backend cuda"));
+  EXPECT_THAT(
+      error({"--backend", "cuda", "--device", "0", "--ranks", "2", "--transport", "processes"}),
+      HasSubstr("--device 0 is of one process, and this one starts 2 ranks"));
   EXPECT_THAT(error({"--ranks", "2", "--transport", "nccl", "--rank", "1"}),
               HasSubstr("--rank and --leader need --transport processes"));
+}
+
+// They hear of it before they exchange anything.
+TEST_F(GenerateRanksTest, RanksOfUnlikeBackendsRefuseEachOtherByName) {
+  const std::string leader = FreeAddress();
+  const auto run = [&](const char* rank, const char* backend) {
+    return Run({"--transport", "processes", "--ranks", "2", "--rank", rank, "--leader", leader,
+                "--backend", backend, "--join-seconds", "3"},
+               1);
+  };
+  ProcessResult first;
+  std::thread leads([&] { first = run("0", "cuda"); });
+  const ProcessResult second = run("1", "cpu");
+  leads.join();
+  EXPECT_NE(first.exit_code, 0);
+  EXPECT_NE(second.exit_code, 0);
+  EXPECT_THAT(second.err,
+              HasSubstr("rank 1 does not fit: the backend is cuda at rank 0 and cpu there"));
 }
 
 }  // namespace

@@ -120,6 +120,9 @@ TEST(MemoryPlanTest, ARankHoldsItsShareOfTheExpertsAndRowsOfTheOthers) {
   const int64_t expert_bytes = int64_t{26} * 3 * 2048 * 1408 * 2;
   ExpectWithinOnePercent(alone->weight_bytes - eighth->weight_bytes, 56 * expert_bytes);
   ExpectWithinOnePercent(more->weight_bytes - eighth->weight_bytes, expert_bytes);
+  // A layer of a rank's experts once more, with the two shared ones.
+  EXPECT_EQ(alone->moving_bytes, 0);
+  ExpectWithinOnePercent(eighth->moving_bytes, 10 * expert_bytes / 26);
   // Rows that arrive and results for them, of seven others: at least two of bf16.
   EXPECT_GT(eighth->workspace_bytes, alone->workspace_bytes + 2 * 7 * 512 * 2048 * 2);
 }

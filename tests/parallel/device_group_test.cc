@@ -9,6 +9,8 @@
 #include <vector>
 
 #include "absl/cleanup/cleanup.h"
+#include "parallel/gloo_communicator.h"
+#include "tests/parallel/free_address.h"
 #include "tests/parallel/nccl_ranks.h"
 #include "tests/support/status_matchers.h"
 
@@ -51,12 +53,11 @@ class DeviceGroupTest : public NcclRanksTest {
 
   // Runs `body` for each of two ranks, on a thread of its own.
   void Run(const CommunicatorOptions& options, const std::function<void(Rank&)>& body) {
-    auto group = DeviceGroup::Create(2, options);
-    ASSERT_TRUE(group.ok()) << group.status();
+    DeviceGroup group(2, options);
     std::vector<std::thread> threads;
     for (int32_t rank = 0; rank < 2; ++rank) {
       threads.emplace_back([&, rank] {
-        Rank r(**group, rank);
+        Rank r(group, rank);
         body(r);
       });
     }
@@ -105,6 +106,63 @@ TEST_F(DeviceGroupTest, AnAbortFreesARankThatWaitsForItsDevice) {
     ExpectError(r.comm->Barrier(kLong), StatusCode::kAborted, {"its machine burns"});
   });
 }
+
+// A rank that is killed leaves no word.
+TEST_F(DeviceGroupTest, ARankThatIsGoneEndsAWaitForTheDevice) {
+  Run({.timeout = kLong}, [](Rank& r) {
+    ASSERT_TRUE(r.Join().ok());
+    ASSERT_TRUE(r.comm->Barrier(kLong).ok());
+    if (r.rank == 1) return;
+    ASSERT_TRUE(r.Exchange().ok());
+    ExpectError(r.comm->Wait(), StatusCode::kAborted, {"rank 1 is gone"});
+  });
+}
+
+#ifndef JEVONS_TEST_THREADS_ALONE
+// Ranks as processes, which hear of each other over Gloo.
+class GlooDeviceTest : public DeviceGroupTest {
+ protected:
+  void RunOverGloo(const std::function<void(Rank&)>& body) {
+    const std::string leader = FreeAddress();
+    Run({}, [&](Rank& r) {
+      auto host = CreateGlooCommunicator(
+          {.rendezvous = {.info = {.rank = r.rank, .world_size = 2}, .leader = leader},
+           .communicator = {.timeout = kLong}});
+      ASSERT_TRUE(host.ok()) << host.status();
+      auto made = CreateNcclCommunicator(*std::move(host),
+                                         {.device = r.rank, .stream = r.stream, .timeout = kLong});
+      ASSERT_TRUE(made.ok()) << made.status();
+      r.comm = *std::move(made);
+      ASSERT_TRUE(r.comm->Barrier(kLong).ok());
+      body(r);
+    });
+  }
+};
+
+TEST_F(GlooDeviceTest, AnAbortElsewhereFreesARankThatWaitsForItsDevice) {
+  std::barrier<> done(2);
+  RunOverGloo([&](Rank& r) {
+    const absl::Cleanup together = [&] { done.arrive_and_wait(); };
+    if (r.rank == 0) {
+      ASSERT_TRUE(r.Exchange().ok());
+      CUDA_OK(cudaStreamSynchronize(r.stream));
+    } else {
+      absl::SleepFor(absl::Milliseconds(20));
+      r.comm->Abort("its machine burns");
+    }
+    ExpectError(r.Exchange(), StatusCode::kAborted, {"its machine burns"});
+    ExpectError(r.comm->Barrier(kLong), StatusCode::kAborted, {"its machine burns"});
+  });
+}
+
+TEST_F(GlooDeviceTest, ARankThatIsGoneEndsAWaitForTheDevice) {
+  RunOverGloo([](Rank& r) {
+    if (r.rank == 1) return;
+    ASSERT_TRUE(r.Exchange().ok());
+    ExpectError(r.comm->Wait(), StatusCode::kAborted, {"rank 1 is gone"});
+  });
+}
+#endif
 
 // As a step waits for its tokens.
 TEST_F(DeviceGroupTest, AWaitForOneThingEndsWithItOrWithTheErrorOfAnotherRank) {
@@ -159,9 +217,8 @@ TEST_F(DeviceGroupTest, ARankThatDoesNotComeEndsTheCreationOfTheOthers) {
 }
 
 TEST_F(DeviceGroupTest, ARankOutOfRangeIsRefused) {
-  auto group = DeviceGroup::Create(2);
-  ASSERT_TRUE(group.ok()) << group.status();
-  Rank rank(**group, 3);
+  DeviceGroup group(2);
+  Rank rank(group, 3);
   ExpectError(rank.Join(), StatusCode::kInvalidArgument, {"3"});
 }
 

@@ -1,13 +1,15 @@
 // One rank over NCCL: what can be seen with a single device. The same on a device and under the
 // emulator.
 #include <cuda_runtime_api.h>
+#include <nccl.h>
 
 #include <memory>
-#include <string>
+#include <thread>
 #include <vector>
 
 #include "gtest/gtest.h"
 #include "parallel/nccl_communicator.h"
+#include "parallel/thread_communicator.h"
 #include "tests/support/status_matchers.h"
 
 namespace jevons {
@@ -30,10 +32,7 @@ class NcclOnDevice : public testing::Test {
     CUDA_OK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
     CUDA_OK(cudaMalloc(reinterpret_cast<void**>(&in_), kBytes));
     CUDA_OK(cudaMalloc(reinterpret_cast<void**>(&out_), kBytes));
-    const auto id = MakeNcclGroupId();
-    ASSERT_TRUE(id.ok()) << id.status();
-    auto comm =
-        CreateNcclCommunicator({.rank = 0, .world_size = 1}, *id, {.device = 0, .stream = stream_});
+    auto comm = CreateNcclCommunicator(*alone_.Join(0), {.device = 0, .stream = stream_});
     ASSERT_TRUE(comm.ok()) << comm.status();
     comm_ = *std::move(comm);
   }
@@ -77,6 +76,7 @@ class NcclOnDevice : public testing::Test {
     EXPECT_TRUE(got == want);
   }
 
+  ThreadGroup alone_{1};
   cudaStream_t stream_ = nullptr;
   char* in_ = nullptr;
   char* out_ = nullptr;
@@ -140,20 +140,25 @@ TEST_F(NcclOnDevice, AnAbortStaysAndTheStreamGoesOn) {
 }
 
 TEST_F(NcclOnDevice, APeerThatDoesNotComeIsADeadline) {
-  const auto id = MakeNcclGroupId();
-  ASSERT_TRUE(id.ok()) << id.status();
-  ExpectError(
-      CreateNcclCommunicator({.rank = 0, .world_size = 2}, *id,
-                             {.device = 0, .stream = stream_, .create_timeout = absl::Seconds(2)}),
-      absl::StatusCode::kDeadlineExceeded, {"Create", "2s"});
+  ThreadGroup two(2);
+  const auto peer = *two.Join(1);
+  // It hears of the group's name and does not come.
+  std::thread stays_away([&] {
+    char id[NCCL_UNIQUE_ID_BYTES];
+    EXPECT_TRUE(peer->Broadcast(id, sizeof(id), 0).ok());
+  });
+  const auto made = CreateNcclCommunicator(
+      *two.Join(0), {.device = 0, .stream = stream_, .create_timeout = absl::Seconds(2)});
+  stays_away.join();
+  ExpectError(made, absl::StatusCode::kDeadlineExceeded, {"Create", "2s"});
 }
 
 // Runs where the others cannot.
 TEST(NcclWithoutDevice, CreationIsAnErrorThatSaysSo) {
   if (NumDevices() > 0) GTEST_SKIP() << "there is a CUDA device";
   int place = 0;  // a stream that is never looked at
-  const auto made = CreateNcclCommunicator({.rank = 0, .world_size = 1}, std::string(128, 'x'),
-                                           {.device = 0, .stream = &place});
+  ThreadGroup alone(1);
+  const auto made = CreateNcclCommunicator(*alone.Join(0), {.device = 0, .stream = &place});
   ExpectError(made, absl::StatusCode::kInternal, {"device"});
 }
 

@@ -2,10 +2,12 @@
 #include <cuda_runtime_api.h>
 
 #include "parallel/device_group.h"
+#include "parallel/gloo_communicator.h"
 #include "parallel/nccl_communicator.h"
 #include "parallel/thread_communicator.h"
 #include "tests/cuda_emu/runtime.h"
 #include "tests/parallel/communicator_suite.h"
+#include "tests/parallel/free_address.h"
 
 namespace jevons {
 namespace {
@@ -43,62 +45,89 @@ class DevicesTestGroup : public TestGroup {
   std::vector<cudaStream_t> streams_;
 };
 
-class NcclTestGroup : public DevicesTestGroup {
+// Host memory goes from thread to thread.
+class ThreadsTestGroup : public DevicesTestGroup {
  public:
-  NcclTestGroup(int32_t world_size, const CommunicatorOptions& options, NcclCheck check)
+  ThreadsTestGroup(int32_t world_size, const CommunicatorOptions& options, NcclCheck check)
       : DevicesTestGroup(world_size),
         options_(options),
         check_(check),
-        host_group_(world_size, options) {}
+        threads_(world_size, options) {}
 
   absl::StatusOr<std::unique_ptr<Communicator>> Join(int32_t rank, void* stream) override {
-    ASSIGN_OR_RETURN(std::unique_ptr<Communicator> member, host_group_.Join(rank));
+    ASSIGN_OR_RETURN(std::unique_ptr<Communicator> host, threads_.Join(rank));
     return CreateNcclCommunicator(
-        std::move(member),
+        std::move(host),
         {.device = rank, .stream = stream, .timeout = options_.timeout, .check = check_});
   }
 
  private:
   const CommunicatorOptions options_;
   const NcclCheck check_;
-  ThreadGroup host_group_;
+  ThreadGroup threads_;
+};
+
+// As ranks that are processes: host memory goes over the loopback device.
+class GlooTestGroup : public DevicesTestGroup {
+ public:
+  GlooTestGroup(int32_t world_size, const CommunicatorOptions& options)
+      : DevicesTestGroup(world_size),
+        world_size_(world_size),
+        options_(options),
+        leader_(FreeAddress()) {}
+
+  absl::StatusOr<std::unique_ptr<Communicator>> Join(int32_t rank, void* stream) override {
+    ASSIGN_OR_RETURN(
+        std::unique_ptr<Communicator> host,
+        CreateGlooCommunicator({.rendezvous = {.info = {.rank = rank, .world_size = world_size_},
+                                               .leader = leader_,
+                                               .timeout = absl::Seconds(60)},
+                                .communicator = options_}));
+    return CreateNcclCommunicator(std::move(host),
+                                  {.device = rank, .stream = stream, .timeout = options_.timeout});
+  }
+
+ private:
+  const int32_t world_size_;
+  const CommunicatorOptions options_;
+  const std::string leader_;
 };
 
 class DeviceTestGroup : public DevicesTestGroup {
  public:
   DeviceTestGroup(int32_t world_size, const CommunicatorOptions& options)
-      : DevicesTestGroup(world_size), group_(*DeviceGroup::Create(world_size, options)) {}
+      : DevicesTestGroup(world_size), group_(world_size, options) {}
 
   absl::StatusOr<std::unique_ptr<Communicator>> Join(int32_t rank, void* stream) override {
-    return group_->Join(rank, rank, stream);
+    return group_.Join(rank, rank, stream);
   }
 
  private:
-  const std::unique_ptr<DeviceGroup> group_;
+  DeviceGroup group_;
 };
 
-GroupKind Kind(const std::string& name, NcclCheck check) {
-  const auto make = [check](int32_t world_size, const CommunicatorOptions& options) {
-    return std::make_unique<NcclTestGroup>(world_size, options, check);
-  };
-  const bool checks = check == NcclCheck::kCalls;
+template <typename Group, typename... Args>
+GroupKind Kind(const std::string& name, Args... args) {
   return {.name = name,
-          .make = make,
-          .compares_calls = checks,
-          .names_missing_rank = checks,
-          .start_waits = checks,
+          .make =
+              [=](int32_t world_size, const CommunicatorOptions& options) {
+                return std::make_unique<Group>(world_size, options, args...);
+              },
+          .compares_calls = false,
+          .names_missing_rank = false,
           .num_random_calls = 1000};
 }
 
 }  // namespace
 
 std::vector<GroupKind> GroupKinds() {
-  GroupKind group = Kind("DeviceGroup", NcclCheck::kOff);
-  group.make = [](int32_t world_size, const CommunicatorOptions& options) {
-    return std::make_unique<DeviceTestGroup>(world_size, options);
-  };
-  return {Kind("Nccl", NcclCheck::kOff), Kind("NcclWithChecks", NcclCheck::kCalls),
-          std::move(group)};
+  std::vector<GroupKind> kinds = {Kind<DeviceTestGroup>("DeviceGroup"),
+                                  Kind<ThreadsTestGroup>("NcclWithChecks", NcclCheck::kCalls)};
+  kinds.back().compares_calls = kinds.back().names_missing_rank = kinds.back().start_waits = true;
+#ifndef JEVONS_TEST_THREADS_ALONE
+  kinds.push_back(Kind<GlooTestGroup>("NcclWithGloo"));
+#endif
+  return kinds;
 }
 
 }  // namespace jevons

@@ -5,11 +5,12 @@
 
 #include <functional>
 #include <memory>
-#include <string>
+#include <utility>
 #include <thread>
 #include <vector>
 
 #include "parallel/nccl_communicator.h"
+#include "parallel/thread_communicator.h"
 #include "tests/cuda_emu/nccl_plan.h"
 #include "tests/cuda_emu/tests/emu_test.h"
 
@@ -34,7 +35,7 @@ class NcclRanksTest : public emu::EmuTest {
 struct NcclRank {
   static constexpr int64_t kValues = 64;
 
-  NcclRank(const RankInfo& info, const std::string& group_id, NcclOptions options) : info(info) {
+  NcclRank(std::unique_ptr<Communicator> host, NcclOptions options) : info(host->info()) {
     EXPECT_CUDA(cudaSuccess, cudaSetDevice(info.rank));
     EXPECT_CUDA(cudaSuccess, cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
     for (int32_t** data : {&in, &out}) {
@@ -43,7 +44,7 @@ struct NcclRank {
     }
     options.device = info.rank;
     options.stream = stream;
-    auto made = CreateNcclCommunicator(info, group_id, options);
+    auto made = CreateNcclCommunicator(std::move(host), options);
     created = made.status();
     if (made.ok()) comm = *std::move(made);
   }
@@ -97,12 +98,11 @@ struct NcclRank {
 // Runs `body` for each rank on a thread of its own.
 inline void RunNcclRanks(int32_t world_size, const NcclOptions& options,
                          const std::function<void(NcclRank&)>& body) {
-  const absl::StatusOr<std::string> id = MakeNcclGroupId();
-  ASSERT_TRUE(id.ok()) << id.status();
+  ThreadGroup group(world_size, {.timeout = options.timeout});
   std::vector<std::thread> threads;
   for (int32_t rank = 0; rank < world_size; ++rank) {
     threads.emplace_back([&, rank] {
-      NcclRank r({.rank = rank, .world_size = world_size}, *id, options);
+      NcclRank r(*group.Join(rank), options);
       body(r);
     });
   }

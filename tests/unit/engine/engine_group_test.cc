@@ -263,7 +263,7 @@ TEST(EngineGroupFailureTest, RanksOnGpusAreRefused) {
   const auto group = LoadModelGroup(options, TinyV3Config(), RandomCheckpoint(TinyV3Config(), 7));
   EXPECT_EQ(group.status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(group.status().message(),
-            "2 ranks with backend cuda need transport nccl, given threads");
+            "2 ranks with backend cuda need transport nccl or processes, given threads");
 }
 
 TEST(EngineGroupFailureTest, RanksOutOfRangeAreNamed) {

@@ -9,6 +9,7 @@
 #include "gtest/gtest.h"
 #include "tests/support/engine_run.h"
 #include "tests/support/fake_tokenizer.h"
+#include "tests/support/regroup_ranks.h"
 #include "tests/support/skewed_checkpoint.h"
 #include "tests/support/tiny_model.h"
 #include "tests/support/wait_for.h"
@@ -34,103 +35,7 @@ EngineOptions Options(int32_t num_ranks, int32_t num_redundant_experts = 0) {
 
 SkewedCheckpoint MakeCheckpoint(const ModelConfig& config) { return {config, 7, 6}; }
 
-// What was taken of a stream, and what came later, as one outcome.
-Outcome Joined(const Outcome& before, Outcome after) {
-  after.ids.insert(after.ids.begin(), before.ids.begin(), before.ids.end());
-  after.logprobs.insert(after.logprobs.begin(), before.logprobs.begin(), before.logprobs.end());
-  after.prompt_logprobs.insert(after.prompt_logprobs.begin(), before.prompt_logprobs.begin(),
-                               before.prompt_logprobs.end());
-  after.text = before.text + after.text;
-  return after;
-}
-
-// Takes what is there.
-void TakeInto(TokenStream& stream, Outcome& out) {
-  while (std::optional<StreamChunk> chunk = stream.TakeChunk()) {
-    Outcome next = {.ids = chunk->delta.token_ids,
-                    .logprobs = chunk->delta.logprobs,
-                    .prompt_logprobs = chunk->delta.prompt_logprobs,
-                    .text = chunk->delta.text,
-                    .end = chunk->end.value_or(StreamEnd())};
-    out = Joined(out, std::move(next));
-  }
-}
-
-// The engines of a group's ranks, whose memberships a test gives out.
-class Ranks {
- public:
-  using Reopen = decltype(LoadedModel::reopen);
-
-  Ranks(const ModelConfig& config, const EngineOptions& options, const Clock* clock,
-        const std::function<Reopen(int32_t rank)>& reopen_of) {
-    auto group = LoadModelGroup(options, config, MakeCheckpoint(config));
-    EXPECT_TRUE(group.ok()) << group.status();
-    threads_[0] = std::move(group->threads);
-    for (int32_t r = 0; r < options.num_ranks; ++r) {
-      group->models[r].reopen = reopen_of(r);
-      communicators_.push_back(group->models[r].communicator.get());
-      engines_[r] = std::make_unique<RankEngine>(
-          std::move(group->models[r]), clock,
-          RankEngine::Regrouping{
-              .join = [this, r](const Membership& membership,
-                                const auto&) { return Join(r, membership); },
-              .broken = [this](int64_t, const absl::Status&) { ++num_broken_; }});
-    }
-  }
-
-  RankEngine& operator[](int32_t rank) { return *engines_.at(rank); }
-  int num_broken() const { return num_broken_; }
-
-  // Everybody who is left, without `lost`, forms another group.
-  void LoseRank(int32_t lost) {
-    engines_.at(lost)->Abort("lost in this test");
-    Form("rank is lost", lost);
-    engines_.erase(lost);
-  }
-  void Form(const std::string& reason, int32_t without = -1) {
-    Membership membership = {.epoch = ++epoch_, .ranks = {}, .rendezvous = "", .reason = reason};
-    for (const auto& [rank, engine] : engines_) {
-      if (rank != without) membership.ranks.push_back(rank);
-    }
-    for (const auto& [rank, engine] : engines_) {
-      if (rank != without) engine->Regroup(membership);
-    }
-  }
-  void PokeAll() {
-    for (const auto& [rank, engine] : engines_) engine->Poke();
-  }
-  // Of the first group.
-  void Cut(int32_t rank, const std::string& reason) { communicators_[rank]->Abort(reason); }
-  // As an EngineGroup ends.
-  void End() {
-    for (const auto& [rank, engine] : engines_) engine->StopAccepting();
-    for (const auto& [rank, engine] : engines_) engine->Stop();
-    PokeAll();
-    for (const auto& [rank, engine] : engines_) engine->Join();
-  }
-  void FailJoins(int count) { joins_to_fail_ = count; }
-
- private:
-  absl::StatusOr<std::unique_ptr<Communicator>> Join(int32_t rank, const Membership& membership) {
-    if (joins_to_fail_.fetch_sub(1) > 0)
-      return absl::DeadlineExceededError("somebody did not come");
-    const auto place = std::find(membership.ranks.begin(), membership.ranks.end(), rank);
-    MutexLock lock(&mutex_);
-    std::unique_ptr<ThreadGroup>& threads = threads_[membership.epoch];
-    if (threads == nullptr) {
-      threads = std::make_unique<ThreadGroup>(static_cast<int32_t>(membership.ranks.size()));
-    }
-    return threads->Join(static_cast<int32_t>(place - membership.ranks.begin()));
-  }
-
-  int64_t epoch_ = 0;
-  std::atomic<int> joins_to_fail_ = 0;
-  std::atomic<int> num_broken_ = 0;
-  Mutex mutex_;
-  std::map<int64_t, std::unique_ptr<ThreadGroup>> threads_ ABSL_GUARDED_BY(mutex_);
-  std::vector<Communicator*> communicators_;
-  std::map<int32_t, std::unique_ptr<RankEngine>> engines_;
-};
+using Ranks = RegroupRanks;
 
 class RegroupTest : public testing::TestWithParam<ModelConfig> {
  protected:
@@ -146,67 +51,40 @@ class RegroupTest : public testing::TestWithParam<ModelConfig> {
     EXPECT_TRUE(model.ok()) << model.status();
     return StartEngine(*std::move(model), &clock_);
   }
-  static std::shared_ptr<TokenStream> Submit(RankEngine& engine, const GenerationRequest& request) {
-    auto stream = engine.Submit(request, {});
-    EXPECT_TRUE(stream.ok()) << stream.status();
-    return *stream;
-  }
-  // Gives the request to another rank behind what `given` has of it.
-  static std::shared_ptr<TokenStream> Resume(RankEngine& engine, GenerationRequest request,
-                                             const Outcome& given) {
-    request.given = {.token_ids = given.ids,
-                     .num_prompt_logprobs = static_cast<int32_t>(given.prompt_logprobs.size())};
-    auto stream = std::make_shared<TokenStream>();
-    const absl::Status status = engine.Resume({.request = request, .stream = stream});
-    EXPECT_TRUE(status.ok()) << status;
-    return stream;
+  // The ranks of a group of threads, which form others of threads.
+  std::unique_ptr<Ranks> MakeRanks(const EngineOptions& options,
+                                   const std::function<Ranks::Reopen(int32_t rank)>& reopen_of) {
+    auto group = LoadModelGroup(options, GetParam(), MakeCheckpoint(GetParam()));
+    EXPECT_TRUE(group.ok()) << group.status();
+    threads_[0] = std::move(group->threads);
+    for (int32_t r = 0; r < options.num_ranks; ++r) group->models[r].reopen = reopen_of(r);
+    return std::make_unique<Ranks>(
+        std::move(group->models), &clock_,
+        [this](int32_t place, const Membership& membership) { return Join(place, membership); });
   }
 
-  // Ranks are lost one after the other until one is left; streams run all along.
   void ExpectTheBytesOfOneRank(int32_t num_ranks, int32_t num_redundant,
                                const std::function<Ranks::Reopen(int32_t rank)>& reopen_of) {
     const std::vector<GenerationRequest> requests = RandomRequests(2 * num_ranks, 90);
     const std::vector<Outcome> want = RunTogether(*Alone(), requests);
-    Ranks ranks(GetParam(), Options(num_ranks, num_redundant), &clock_, reopen_of);
-    std::vector<Outcome> got(requests.size());
-    std::vector<std::shared_ptr<TokenStream>> streams;
-    std::vector<int32_t> rank_of;
-    for (size_t i = 0; i < requests.size(); ++i) {
-      rank_of.push_back(static_cast<int32_t>(i) % num_ranks);
-      streams.push_back(Submit(ranks[rank_of[i]], requests[i]));
-      ranks.PokeAll();
-    }
-    for (int32_t lost = num_ranks - 1; lost > 0; --lost) {
-      const size_t watched = static_cast<size_t>(lost);
-      const size_t more = got[watched].ids.size() + 10;
-      ASSERT_TRUE(WaitFor([&] {
-        TakeInto(*streams[watched], got[watched]);
-        return got[watched].ids.size() >= more;
-      }));
-      ranks.LoseRank(lost);
-      for (size_t i = 0; i < streams.size(); ++i) {
-        if (rank_of[i] != lost || got[i].end.reason != FinishReason::kNone) continue;
-        // What it gave before it was lost; its end, an error, is not for the reader.
-        TakeInto(*streams[i], got[i]);
-        got[i].end = {};
-        rank_of[i] = static_cast<int32_t>(i) % lost;
-        streams[i] = Resume(ranks[rank_of[i]], requests[i], got[i]);
-        ranks.PokeAll();
-      }
-    }
-    for (size_t i = 0; i < streams.size(); ++i) {
-      SCOPED_TRACE(i);
-      if (got[i].end.reason == FinishReason::kNone) got[i] = Joined(got[i], ReadAll(*streams[i]));
-      EXPECT_TRUE(got[i].end.error.ok()) << got[i].end.error;
-      ExpectSame(got[i], want[i]);
-    }
-    EXPECT_TRUE(ranks[0].failure().ok()) << ranks[0].failure();
-    EXPECT_TRUE(ranks[0].CheckIntegrity().ok());
-    EXPECT_EQ(ranks[0].stats().num_free_blocks, ranks[0].stats().num_blocks);
-    ranks.End();
+    const auto ranks = MakeRanks(Options(num_ranks, num_redundant), reopen_of);
+    ExpectNothingIsSeenOfLostRanks(*ranks, num_ranks, 1, requests, 10, want);
   }
 
   RealClock clock_;
+
+ private:
+  absl::StatusOr<std::unique_ptr<Communicator>> Join(int32_t place, const Membership& membership) {
+    MutexLock lock(&mutex_);
+    std::unique_ptr<ThreadGroup>& threads = threads_[membership.epoch];
+    if (threads == nullptr) {
+      threads = std::make_unique<ThreadGroup>(static_cast<int32_t>(membership.ranks.size()));
+    }
+    return threads->Join(place);
+  }
+
+  Mutex mutex_;
+  std::map<int64_t, std::unique_ptr<ThreadGroup>> threads_;
 };
 
 TEST_P(RegroupTest, NothingIsSeenOfLostRanksWhoseExpertsAreReadAgain) {
@@ -230,7 +108,8 @@ class RegroupFailureTest : public RegroupTest {};
 TEST_P(RegroupFailureTest, AGroupThatDoesNotComeTogetherIsFollowedByTheNext) {
   const std::vector<GenerationRequest> requests = RandomRequests(3, 60);
   const std::vector<Outcome> want = RunTogether(*Alone(), requests);
-  Ranks ranks(GetParam(), Options(3), &clock_, [this](int32_t r) { return ReopenOf(r); });
+  const auto made = MakeRanks(Options(3), [this](int32_t r) { return ReopenOf(r); });
+  Ranks& ranks = *made;
   std::vector<std::shared_ptr<TokenStream>> streams;
   for (int32_t r = 0; r < 3; ++r) streams.push_back(Submit(ranks[r], requests[r]));
   ranks.PokeAll();
@@ -247,10 +126,11 @@ TEST_P(RegroupFailureTest, AGroupThatDoesNotComeTogetherIsFollowedByTheNext) {
 TEST_P(RegroupFailureTest, ARankThatCannotReadFailsAndTheOthersGoOnWithoutIt) {
   const std::vector<GenerationRequest> requests = RandomRequests(3, 60);
   const std::vector<Outcome> want = RunTogether(*Alone(), requests);
-  Ranks ranks(GetParam(), Options(4), &clock_, [this](int32_t r) -> Ranks::Reopen {
+  const auto made = MakeRanks(Options(4), [this](int32_t r) -> Ranks::Reopen {
     if (r == 2) return [] { return absl::DataLossError("the disk is gone"); };
     return ReopenOf(r);
   });
+  Ranks& ranks = *made;
   std::vector<std::shared_ptr<TokenStream>> streams;
   for (int32_t r = 0; r < 3; ++r) streams.push_back(Submit(ranks[r], requests[r]));
   ranks.PokeAll();
@@ -265,7 +145,8 @@ TEST_P(RegroupFailureTest, ARankThatCannotReadFailsAndTheOthersGoOnWithoutIt) {
 }
 
 TEST_P(RegroupFailureTest, ARankThatStopsWhileItsGroupIsBrokenEndsWithAReason) {
-  Ranks ranks(GetParam(), Options(2), &clock_, [this](int32_t r) { return ReopenOf(r); });
+  const auto made = MakeRanks(Options(2), [this](int32_t r) { return ReopenOf(r); });
+  Ranks& ranks = *made;
   const auto stream = Submit(ranks[1], RandomRequests(1, 500)[0]);
   ranks.PokeAll();
   ASSERT_TRUE(WaitFor([&] { return ranks[1].stats().num_new_tokens > 5; }));
@@ -295,11 +176,12 @@ TEST_P(RegroupFailureTest, OnlyExpertsThatNobodyHoldsAreRead) {
   std::atomic<int> num_read = 0;
   EngineOptions options = Options(4);
   options.balance_interval_steps = 0;
-  Ranks ranks(GetParam(), options, &clock_, [&](int32_t) -> Ranks::Reopen {
+  const auto made = MakeRanks(options, [&](int32_t) -> Ranks::Reopen {
     return [&, config = GetParam()] {
       return std::make_unique<CountingCheckpoint>(MakeCheckpoint(config), &num_read);
     };
   });
+  Ranks& ranks = *made;
   ranks.LoseRank(3);
   ASSERT_TRUE(WaitFor([&] { return ranks[0].stats().group_epoch == 1; }));
   const auto stream = Submit(ranks[0], RandomRequests(1, 5)[0]);

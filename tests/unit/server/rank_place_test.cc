@@ -30,19 +30,31 @@ TEST(RankPlaceTest, WithoutARankThisProcessStartsTheOthers) {
 }
 
 TEST(RankPlaceTest, EachLauncherIsUnderstood) {
-  const std::pair<const char*, const char*> launchers[] = {
-      {"OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"},
-      {"PMI_RANK", "PMI_SIZE"},
-      {"SLURM_PROCID", "SLURM_NTASKS"},
-      {"RANK", "WORLD_SIZE"},
-      {"LWS_WORKER_INDEX", "LWS_GROUP_SIZE"}};
-  for (const auto& [rank, size] : launchers) {
-    const RankPlace place = Place({.leader = "a:1"}, {{rank, "2"}, {size, "3"}});
+  struct Names {
+    std::string rank, size, local_rank;
+  };
+  const Names launchers[] = {
+      {"OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"},
+      {"PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"},
+      {"SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"},
+      {"RANK", "WORLD_SIZE", "LOCAL_RANK"},
+      {"LWS_WORKER_INDEX", "LWS_GROUP_SIZE", ""}};
+  for (const auto& [rank, size, local_rank] : launchers) {
+    Variables variables = {{rank, "2"}, {size, "3"}};
+    EXPECT_EQ(Place({.leader = "a:1"}, variables).local_rank, 0);
+    if (!local_rank.empty()) variables[local_rank] = "1";
+    const RankPlace place = Place({.leader = "a:1"}, variables);
     EXPECT_EQ(place.rank, 2) << rank;
     EXPECT_EQ(place.world_size, 3) << size;
     EXPECT_EQ(place.leader, "a:1");
-    EXPECT_THAT(LauncherVariables(), testing::IsSupersetOf({std::string(rank), std::string(size)}));
+    EXPECT_EQ(place.local_rank, local_rank.empty() ? 0 : 1) << local_rank;
+    for (const auto& [name, value] : variables) {
+      EXPECT_THAT(LauncherVariables(), testing::Contains(name));
+    }
   }
+  EXPECT_THAT(
+      ErrorOf({.leader = "a:1"}, {{"RANK", "2"}, {"WORLD_SIZE", "3"}, {"LOCAL_RANK", "first"}}),
+      AllOf(HasSubstr("LOCAL_RANK"), HasSubstr("first")));
 }
 
 TEST(RankPlaceTest, LeaderWorkerSetNamesTheLeader) {
