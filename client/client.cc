@@ -86,6 +86,9 @@ class ClientImpl : public Client {
   absl::StatusOr<v1::ListModelsResponse> ListModels() override {
     return Unary<v1::ListModelsResponse>(&v1::Inference::Stub::ListModels, v1::ListModelsRequest());
   }
+  absl::StatusOr<v1::GetStatusResponse> GetStatus() override {
+    return Unary<v1::GetStatusResponse>(&v1::Inference::Stub::GetStatus, v1::GetStatusRequest());
+  }
   absl::StatusOr<v1::TokenizeResponse> Tokenize(const v1::TokenizeRequest& request) override {
     return Unary<v1::TokenizeResponse>(&v1::Inference::Stub::Tokenize, request);
   }

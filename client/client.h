@@ -56,6 +56,7 @@ class Client {
                                 const CallOptions& options = {}) = 0;
 
   virtual absl::StatusOr<v1::ListModelsResponse> ListModels() = 0;
+  virtual absl::StatusOr<v1::GetStatusResponse> GetStatus() = 0;
   virtual absl::StatusOr<v1::TokenizeResponse> Tokenize(const v1::TokenizeRequest& request) = 0;
   virtual absl::StatusOr<v1::DetokenizeResponse> Detokenize(
       const v1::DetokenizeRequest& request) = 0;

@@ -4,6 +4,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "base/clock.h"
 #include "base/status.h"
@@ -14,6 +15,7 @@
 #include "model/kv_cache.h"
 #include "model/tokenizer.h"
 #include "model/workspace.h"
+#include "parallel/communicator.h"
 
 namespace jevons {
 
@@ -61,6 +63,7 @@ struct EngineOptions {
   ExchangePrecision exchange_precision = ExchangePrecision::kExact;
 };
 
+// The numbers of a rank, or of a group: sums, and the largest where that makes more sense.
 struct EngineStats {
   int64_t num_queued = 0;
   int64_t num_running = 0;
@@ -74,6 +77,21 @@ struct EngineStats {
   int64_t num_new_tokens = 0;
   int64_t num_moved_layers = 0;  // whose experts were placed anew
   int64_t group_epoch = 0;       // Membership::epoch of the group that it steps in
+  // Since the end of the last step; zero without work for it, or for the group that it steps with.
+  absl::Duration step_age = absl::ZeroDuration();
+  // Between two tokens of one request, since start.
+  absl::Duration largest_token_gap = absl::ZeroDuration();
+  int32_t num_expert_slots = 0;  // of each MoE layer on a rank
+  // Of a rank alone, in the exchanges of the group with this epoch; ranks by number from the start.
+  ExchangePlace place = {};
+  int64_t place_epoch = -1;  // -1: it is in none
+};
+
+// What is known of a rank, which may be in another process.
+struct RankStats {
+  int32_t rank = 0;
+  absl::Status failure = absl::OkStatus();  // why it is not in the group any more
+  EngineStats stats;                        // as it said last
 };
 
 // Thread-safe. Owns the engine thread, which owns every sequence, the scheduler and the blocks.
@@ -102,6 +120,10 @@ class Engine {
   virtual absl::Status failure() const = 0;
 
   virtual EngineStats stats() const = 0;
+  // By rank, also those that are lost. Waits for none.
+  virtual std::vector<RankStats> rank_stats() const {
+    return {{.failure = failure(), .stats = stats()}};
+  }
   // Blocks, scheduler and sequences agree; run on the engine thread between two steps.
   virtual absl::Status CheckIntegrity() = 0;
 

@@ -47,10 +47,9 @@ EngineGroup::EngineGroup(LoadedModel first, std::unique_ptr<RemoteRanks> others,
     : description_(Describe(1 + others->ranks().size(), first)), remote_(std::move(others)) {
   std::optional<RankEngine::Regrouping> regrouping;
   if (join) {
-    regrouping = {.join = std::move(join),
-                  .broken = [remote = remote_.get()](int64_t epoch, const absl::Status& status) {
-                    remote->Broken(epoch, status);
-                  }};
+    regrouping = {
+        .join = std::move(join),
+        .broken = [remote = remote_.get()](const GroupBreak& seen) { remote->Broken(seen); }};
   }
   engines_.push_back(std::make_unique<RankEngine>(std::move(first), clock, std::move(regrouping)));
   first_ = engines_[0].get();
@@ -165,6 +164,18 @@ EngineStats EngineGroup::stats() const {
     out.num_new_tokens += s.num_new_tokens;
     out.num_moved_layers = std::max(out.num_moved_layers, s.num_moved_layers);
     out.group_epoch = std::max(out.group_epoch, s.group_epoch);
+    out.step_age = std::max(out.step_age, s.step_age);
+    out.largest_token_gap = std::max(out.largest_token_gap, s.largest_token_gap);
+  }
+  return out;
+}
+
+std::vector<RankStats> EngineGroup::rank_stats() const {
+  std::vector<RankStats> out;
+  for (Rank* rank : ranks_) {
+    out.push_back({.rank = static_cast<int32_t>(out.size()),
+                   .failure = rank->failure(),
+                   .stats = rank->stats()});
   }
   return out;
 }

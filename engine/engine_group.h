@@ -28,6 +28,7 @@ class EngineGroup : public Engine, private RemoteRanks::Listener {
   void Drain(absl::Duration patience) override;
   absl::Status failure() const override;
   EngineStats stats() const override;
+  std::vector<RankStats> rank_stats() const override;
   absl::Status CheckIntegrity() override;
 
   const ModelConfig& config() const override { return first_->config(); }
@@ -40,6 +41,7 @@ class EngineGroup : public Engine, private RemoteRanks::Listener {
  private:
   void OnRegroup(const Membership& membership, std::vector<OpenRequest> open) override;
   void OnEnd(const absl::Status& status) override;
+  EngineStats FirstStats() const override { return first_->stats(); }
 
   // The rank to give it to; null where none is left.
   Rank* Choose(const GenerationRequest& request) const;

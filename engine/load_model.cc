@@ -145,6 +145,14 @@ absl::Status Load(const Checkpoint& checkpoint, absl::Duration patience, LoadedM
 
 }  // namespace
 
+int32_t LoadedModel::num_expert_slots() const {
+  if (!in_group() || runner == nullptr) return 0;
+  for (const std::vector<int32_t>& held : runner->held()) {
+    if (!held.empty()) return static_cast<int32_t>(held.size());
+  }
+  return 0;
+}
+
 absl::Status CheckOptions(const EngineOptions& o) {
   if (o.rank_transport == RankTransport::kNccl && o.backend == BackendKind::kCpu) {
     return absl::InvalidArgumentError("transport nccl joins GPUs, given backend cpu");

@@ -20,6 +20,8 @@ inline constexpr int32_t kMaxLogitsRows = 64;
 
 struct LoadedModel {
   bool in_group() const { return communicator != nullptr; }
+  // Of each MoE layer of a rank of a group; else 0.
+  int32_t num_expert_slots() const;
 
   ModelConfig config;
   std::unique_ptr<Tokenizer> tokenizer;

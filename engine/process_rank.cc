@@ -8,6 +8,7 @@
 #include "cpu/cpu_backend.h"
 #include "cuda/cuda_backend.h"
 #include "engine/engine_group.h"
+#include "engine/load_parts.h"
 #include "model/checkpoint_fingerprint.h"
 #include "parallel/gloo_communicator.h"
 
@@ -17,6 +18,8 @@ namespace {
 constexpr absl::Duration kJoinTime = absl::Seconds(30);
 // Ranks that are left come at once, but for the layer that they compute.
 constexpr absl::Duration kRejoinTime = absl::Seconds(10);
+// Then nobody computes. As long as a rank may be silent in a group that forms.
+constexpr absl::Duration kReconnectTime = absl::Seconds(4);
 
 GlooOptions MakeGlooOptions(const ProcessRankOptions& options) {
   GlooOptions out;
@@ -49,6 +52,29 @@ void WarnOfFewSlots(const LoadedModel& model) {
   LogWarning("a_lost_rank_may_leave_no_room",
              {{"redundant_experts", options.num_redundant_experts}, {"enough", enough}});
 }
+
+// The place of a rank outside its group. While it loads it agrees with itself; afterwards every call says
+// that there is no group.
+class OutsideGroup : public Communicator {
+ public:
+  explicit OutsideGroup(const RankInfo& info) : info_(info) {}
+
+  void EndLoading() { status_ = absl::AbortedError("this rank has not joined the others yet"); }
+
+  std::string Description() const override { return "no group"; }
+  RankInfo info() const override { return info_; }
+  absl::Status AllToAll(const AllToAllArgs&) override { return status_; }
+  absl::Status AllGather(const void*, int64_t, void*) override { return status_; }
+  absl::Status Broadcast(void*, int64_t, int32_t) override { return status_; }
+  absl::Status AllReduce(std::span<int64_t>, ReduceOp) override { return status_; }
+  absl::Status Barrier(absl::Duration) override { return status_; }
+  absl::Status Wait() override { return status_; }
+  void Abort(const std::string&) override {}
+
+ private:
+  const RankInfo info_;
+  absl::Status status_;
+};
 
 }  // namespace
 
@@ -83,6 +109,27 @@ absl::StatusOr<LoadedModel> LoadProcessRank(const ProcessRankOptions& options) {
   return out;
 }
 
+absl::StatusOr<LoadedModel> LoadReturningRank(const ProcessRankOptions& options,
+                                              const GroupShape& shape) {
+  EngineOptions engine = options.engine;
+  engine.max_model_len = shape.max_model_len;
+  engine.kv_cache_tokens = shape.kv_cache_tokens;
+  // With as many slots as the others have nothing has to be read once it is among them.
+  ASSIGN_OR_RETURN(const OpenedModel model, OpenModel(engine));
+  engine = WithThreads(model.options);
+  engine.num_redundant_experts =
+      std::max(shape.num_slots * engine.num_ranks - model.config.n_routed_experts, 0);
+  auto outside = std::make_unique<OutsideGroup>(
+      RankInfo{.rank = options.rank, .world_size = engine.num_ranks});
+  OutsideGroup* const group = outside.get();
+  ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend, MakeBackend(engine));
+  ASSIGN_OR_RETURN(LoadedModel out, LoadRank(model, engine, std::move(backend), std::move(outside),
+                                             options.load_timeout));
+  out.options.num_redundant_experts = options.engine.num_redundant_experts;
+  group->EndLoading();
+  return out;
+}
+
 JoinGroup JoinerOf(const ProcessRankOptions& options) {
   return [options](const Membership& membership, const std::function<bool()>& cancelled)
              -> absl::StatusOr<std::unique_ptr<Communicator>> {
@@ -97,6 +144,7 @@ JoinGroup JoinerOf(const ProcessRankOptions& options) {
     gloo.rendezvous.leader = membership.rendezvous;
     gloo.rendezvous.timeout = kRejoinTime;
     gloo.rendezvous.cancelled = cancelled;
+    gloo.connect_timeout = kReconnectTime;
     absl::StrAppend(&gloo.rendezvous.fingerprint, "epoch ", membership.epoch);
     return CreateGlooCommunicator(gloo);
   };

@@ -38,6 +38,18 @@ struct ProcessRankOptions {
 // is the smallest that any rank found room for. Returns when all have loaded.
 absl::StatusOr<LoadedModel> LoadProcessRank(const ProcessRankOptions& options);
 
+// What a rank that comes back to a group that serves has to have room for.
+struct GroupShape {
+  int32_t max_model_len = 0;
+  int64_t kv_cache_tokens = 0;
+  int32_t num_slots = 0;  // EngineStats::num_expert_slots
+};
+
+// The same alone, beside the group; `rendezvous` is not used. The model is in no group yet, and the first
+// step of its engine finds that out: a membership follows.
+absl::StatusOr<LoadedModel> LoadReturningRank(const ProcessRankOptions& options,
+                                              const GroupShape& shape);
+
 // For this rank, in any later group.
 JoinGroup JoinerOf(const ProcessRankOptions& options);
 

@@ -29,7 +29,15 @@ struct Membership {
   std::string reason;      // why there is another group
 };
 
-// The way to the others over host memory. Returns when all members have come. May look at `cancelled` while it waits, and then give up.
+// What a rank has seen of the end of its group.
+struct GroupBreak {
+  int64_t epoch = 0;  // of the group that broke, or did not come together
+  absl::Status status;
+  std::vector<int32_t> unreached = {};  // numbers from the start; see UnreachedRanks
+};
+
+// The way to the others over host memory. Returns when all members have come. May look at `cancelled`
+// while it waits, and then give up.
 using JoinGroup = std::function<absl::StatusOr<std::unique_ptr<Communicator>>(
     const Membership& membership, const std::function<bool()>& cancelled)>;
 
@@ -78,12 +86,14 @@ class RemoteRanks {
     virtual void OnRegroup(const Membership& membership, std::vector<OpenRequest> open) = 0;
     // It cannot be: every stream ends with this status.
     virtual void OnEnd(const absl::Status& status) = 0;
+    // Of rank 0.
+    virtual EngineStats FirstStats() const = 0;
   };
   // A group is made anew only while somebody listens. `listener` lives as long as this object.
   virtual void Listen(Listener* listener) = 0;
 
-  // Rank 0 has found the group of this epoch broken.
-  virtual void Broken(int64_t epoch, const absl::Status& status) = 0;
+  // Rank 0 has found its group broken.
+  virtual void Broken(const GroupBreak& seen) = 0;
 
   // Ends the group. The first failure counts.
   virtual void Fail(const absl::Status& status) = 0;

@@ -1,9 +1,11 @@
 #include "engine/rank_engine.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "base/log.h"
+#include "parallel/unreached.h"
 
 namespace jevons {
 namespace {
@@ -14,6 +16,16 @@ constexpr absl::Duration kMembershipTime = absl::Seconds(20);
 constexpr absl::Duration kReadTime = absl::Minutes(30);
 // For the others to come to the end of their last step.
 constexpr absl::Duration kEndTime = absl::Seconds(30);
+
+// From the start, of a place in the group.
+int32_t NumberOf(const Membership& group, int32_t place) {
+  return group.ranks.empty() ? place : group.ranks[place];
+}
+
+std::vector<int32_t> NumbersOf(const Membership& group, std::vector<int32_t> places) {
+  for (int32_t& place : places) place = NumberOf(group, place);
+  return places;
+}
 
 }  // namespace
 
@@ -40,6 +52,7 @@ absl::StatusOr<std::shared_ptr<TokenStream>> RankEngine::Submit(GenerationReques
                                                      " requests wait, the limit is ",
                                                      model_.options.max_queued_requests));
   }
+  if (!stepping_) turn_ = std::chrono::steady_clock::now();
   queue_.push_back({.id = ++last_id_, .request = std::move(request), .stream = stream});
   changed_.NotifyAll();
   return stream;
@@ -50,6 +63,7 @@ absl::Status RankEngine::Resume(OpenRequest open) {
   RETURN_IF_ERROR(failure_);
   if (stopping_) return absl::UnavailableError("the server is shutting down");
   open.stream->SetCancel({});
+  if (!stepping_) turn_ = std::chrono::steady_clock::now();
   queue_.push_back(
       {.id = ++last_id_, .request = std::move(open.request), .stream = std::move(open.stream)});
   changed_.NotifyAll();
@@ -91,6 +105,12 @@ void RankEngine::Poke() {
   changed_.NotifyAll();
 }
 
+void RankEngine::PokeUpTo(int64_t count) {
+  MutexLock lock(&mutex_);
+  num_pokes_ = std::max(num_pokes_, count);
+  changed_.NotifyAll();
+}
+
 void RankEngine::Abort(const std::string& reason) {
   MutexLock lock(&mutex_);
   if (group_ != nullptr) group_->Abort(reason);
@@ -110,6 +130,13 @@ EngineStats RankEngine::stats() const {
   EngineStats out = stats_;
   out.num_queued += static_cast<int64_t>(queue_.size());
   out.num_requests = static_cast<int64_t>(last_id_);
+  if (!stopped_ && (stepping_ || !queue_.empty())) {
+    out.step_age = absl::FromChrono(std::chrono::steady_clock::now() - turn_);
+  }
+  if (group_ == nullptr) return out;
+  out.place = group_->place();
+  out.place_epoch = joined_.epoch;
+  if (out.place.waits_for >= 0) out.place.waits_for = NumberOf(joined_, out.place.waits_for);
   return out;
 }
 
@@ -175,6 +202,7 @@ void RankEngine::RunSteps() {
 
 bool RankEngine::Rejoin() {
   if (!regrouping_) return false;
+  std::vector<int32_t> unreached = SeenUnreached();
   // Steps that are queued may read what the balancer has brought.
   const absl::Status settled = SettleDevice(model_);
   if (balancer_ != nullptr) num_moved_layers_ += balancer_->num_moved_layers();
@@ -185,7 +213,7 @@ bool RankEngine::Rejoin() {
   }
   while (true) {
     LogWarning("group_broken", {{"epoch", epoch_}, {"error", loop_.broken().message()}});
-    const std::optional<Membership> membership = AwaitMembership();
+    const std::optional<Membership> membership = AwaitMembership(unreached);
     if (!membership) return false;
     epoch_ = membership->epoch;
     const absl::Status status = Join(*membership);
@@ -193,6 +221,7 @@ bool RankEngine::Rejoin() {
     const bool of_the_group = BreaksGroup(status) || absl::IsCancelled(status);
     loop_.Break(status);
     if (!of_the_group) return false;
+    unreached = NumbersOf(*membership, UnreachedRanks(status));
   }
   balancer_ = ExpertBalancer::Create(&model_);
   // All agree once before any waits.
@@ -201,13 +230,21 @@ bool RankEngine::Rejoin() {
   return true;
 }
 
-std::optional<Membership> RankEngine::AwaitMembership() {
+// The group keeps its first error, and so what this rank has seen of it.
+std::vector<int32_t> RankEngine::SeenUnreached() {
+  if (model_.communicator == nullptr) return {};
+  const absl::Status seen = model_.communicator->Wait();
+  MutexLock lock(&mutex_);
+  return NumbersOf(joined_, UnreachedRanks(seen));
+}
+
+std::optional<Membership> RankEngine::AwaitMembership(const std::vector<int32_t>& unreached) {
   {
     MutexLock lock(&mutex_);
     if (aborted_) return std::nullopt;
     if (wanted_) return std::exchange(wanted_, std::nullopt);
   }
-  regrouping_->broken(epoch_, loop_.broken());
+  regrouping_->broken({.epoch = epoch_, .status = loop_.broken(), .unreached = unreached});
   const SteadyTime deadline = SteadyDeadline(kMembershipTime);
   MutexLock lock(&mutex_);
   while (!wanted_ && !aborted_ && !stopping_ && changed_.WaitUntil(&mutex_, deadline)) {
@@ -234,6 +271,7 @@ absl::Status RankEngine::Join(const Membership& membership) {
     MutexLock lock(&mutex_);
     if (wanted_ || aborted_) return absl::CancelledError("the ranks form another group");
     group_ = group.get();
+    joined_ = membership;
   }
   const absl::Status status = jevons::Regroup(model_, group, kReadTime);
   if (status.ok() || model_.communicator != nullptr) return status;
@@ -262,12 +300,15 @@ RankEngine::Next RankEngine::TakeWork() {
     MutexLock lock(&mutex_);
     working_ = loop_.has_work();
     UpdateStats();
+    turn_ = std::chrono::steady_clock::now();
     if (!working_) changed_.NotifyAll();
     CheckIfWanted();
     while (!working_ && !group_works_ && !WakeLocked()) {
+      stepping_ = false;
       changed_.Wait(&mutex_);
       CheckIfWanted();
     }
+    if (!std::exchange(stepping_, true)) turn_ = std::chrono::steady_clock::now();
     std::deque<QueuedRequest> taken;
     taken.swap(queue_);
     for (QueuedRequest& queued : taken) loop_.Admit(std::move(queued));
@@ -322,6 +363,7 @@ void RankEngine::UpdateStats() {
   prefixes_.Apply(loop_.TakePrefixChanges());
   stats_.group_epoch = epoch_;
   stats_.num_moved_layers = num_moved_layers_;
+  stats_.num_expert_slots = model_.num_expert_slots();
   if (balancer_ != nullptr) stats_.num_moved_layers += balancer_->num_moved_layers();
 }
 

@@ -35,8 +35,8 @@ class RankEngine : public Engine, public Rank {
   // How a broken group is made anew.
   struct Regrouping {
     JoinGroup join;
-    // Called on the engine thread when it is broken, with its epoch; Regroup should follow.
-    std::function<void(int64_t epoch, const absl::Status& status)> broken;
+    // Called on the engine thread when it is broken; Regroup should follow.
+    std::function<void(const GroupBreak& seen)> broken;
   };
 
   RankEngine(LoadedModel model, const Clock* clock,
@@ -66,6 +66,8 @@ class RankEngine : public Engine, public Rank {
   void Stop() override;
   void Join() override;
   void Poke() override;
+  // The same for a rank that comes later: as many pokes as the others have had, or will have.
+  void PokeUpTo(int64_t count);
   // Breaks the group that this rank is in, for good: what runs ends with UNAVAILABLE and this reason.
   void Abort(const std::string& reason);
   // Breaks it and has this rank join another one. The last membership counts.
@@ -84,7 +86,8 @@ class RankEngine : public Engine, public Rank {
   void RunSteps();
   // Waits for a membership and takes part. False where the engine has to end: why is in the loop.
   bool Rejoin();
-  std::optional<Membership> AwaitMembership();
+  std::vector<int32_t> SeenUnreached();
+  std::optional<Membership> AwaitMembership(const std::vector<int32_t>& unreached);
   absl::Status Join(const Membership& membership);
   void Fail(const absl::Status& failure);
   Next TakeWork();
@@ -108,8 +111,12 @@ class RankEngine : public Engine, public Rank {
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
   bool stopped_ ABSL_GUARDED_BY(mutex_) = false;
   bool working_ ABSL_GUARDED_BY(mutex_) = false;
+  bool stepping_ ABSL_GUARDED_BY(mutex_) = false;  // else it waits for work
+  // The end of the last step, or when work came after a wait.
+  SteadyTime turn_ ABSL_GUARDED_BY(mutex_) = std::chrono::steady_clock::now();
   int64_t num_pokes_ ABSL_GUARDED_BY(mutex_) = 0;
   Communicator* group_ ABSL_GUARDED_BY(mutex_);  // of the model; null while it has none
+  Membership joined_ ABSL_GUARDED_BY(mutex_);    // of `group_`; ranks empty: those from the start
   std::optional<Membership> wanted_ ABSL_GUARDED_BY(mutex_);
   bool aborted_ ABSL_GUARDED_BY(mutex_) = false;
   int64_t checks_wanted_ ABSL_GUARDED_BY(mutex_) = 0;

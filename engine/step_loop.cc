@@ -332,6 +332,7 @@ void StepLoop::PushPromptLogprobs(Active& active, int32_t position, Logprobs log
 }
 
 void StepLoop::Emit(const Batch& batch) {
+  const absl::Time now = clock_->Now();
   size_t num_sampled = 0;
   for (size_t i = 0; i < batch.entries.size(); ++i) {
     const BatchEntry& entry = batch.entries[i];
@@ -348,6 +349,8 @@ void StepLoop::Emit(const Batch& batch) {
     }
     num_prompt_tokens_ += entry.num_tokens - 1;
     ++num_new_tokens_;
+    largest_token_gap_ = std::max(largest_token_gap_, now - active.last_token);
+    active.last_token = now;
     OutputProcessor::Result result = active.output.Push(token_id);
     result.delta.logprobs = std::move(logprobs_[i]);
     active.stream->Push(std::move(result.delta));
@@ -389,6 +392,7 @@ void StepLoop::FillStats(EngineStats& stats) const {
   stats.num_prompt_tokens = num_prompt_tokens_;
   stats.num_cached_tokens = num_cached_tokens_;
   stats.num_new_tokens = num_new_tokens_;
+  stats.largest_token_gap = largest_token_gap_;
 }
 
 absl::Status StepLoop::CheckIntegrity() const {

@@ -75,6 +75,7 @@ class StepLoop {
     OutputProcessor output;
     int32_t num_prompt_scored =
         0;  // prompt logprobs sent; after a preemption they are not sent again
+    absl::Time last_token = absl::InfiniteFuture();  // pushed; none yet
   };
   // A row of logits that is wanted: the token after `position` of the entry's sequence.
   struct WantedRow {
@@ -139,6 +140,7 @@ class StepLoop {
   int64_t num_prompt_tokens_ = 0;
   int64_t num_cached_tokens_ = 0;
   int64_t num_new_tokens_ = 0;
+  absl::Duration largest_token_gap_;
 };
 
 }  // namespace jevons

@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "parallel/unreached.h"
 
 namespace jevons {
 namespace {
@@ -81,9 +82,10 @@ std::string CallPlace(CallKind kind, int64_t call_number) {
 
 absl::Status MissingRanks(const std::string& where, std::span<const int32_t> missing,
                           absl::Duration waited) {
-  return absl::DeadlineExceededError(absl::StrCat(
+  const absl::Status error = absl::DeadlineExceededError(absl::StrCat(
       where, ": ", missing.size() == 1 ? "rank " : "ranks ", absl::StrJoin(missing, ", "),
       " did not take part within ", absl::FormatDuration(waited)));
+  return WithUnreached(error, missing);
 }
 
 absl::Status CompareCalls(const std::string& where, int32_t rank_a, const CallHeader& a,

@@ -28,7 +28,7 @@ struct CallHeader {
 
 // "AllToAll (call 7)"
 std::string CallPlace(CallKind kind, int64_t call_number);
-// DEADLINE_EXCEEDED that names who did not come.
+// DEADLINE_EXCEEDED that names who did not come, also as UnreachedRanks.
 absl::Status MissingRanks(const std::string& where, std::span<const int32_t> missing,
                           absl::Duration waited);
 

@@ -41,6 +41,14 @@ struct AllToAllArgs {
   std::span<const int64_t> recv_bytes = {};
 };
 
+// Where a rank stands in its calls. What it sends at a position it has sent before it waits there: a rank
+// that waits for one that is as far or further waits for what does not arrive.
+struct ExchangePlace {
+  int64_t position = 0;      // rising from call to call, and within one
+  int32_t waits_for = -1;    // the rank whose message has not come; -1: this one does not wait
+  bool behind_rows = false;  // the message comes behind data of any size
+};
+
 // A member of a group whose ranks make the same calls in the same order. Used by one thread, but for
 // Abort.
 //
@@ -92,6 +100,9 @@ class Communicator {
   virtual absl::Status WaitUntil(absl::FunctionRef<absl::StatusOr<bool>()> is_done) {
     return absl::OkStatus();
   }
+
+  // From any thread. By default nothing is known.
+  virtual ExchangePlace place() const { return {}; }
 
   // Breaks the group with ABORTED: a call that waits ends, here and, as far as they can be reached, at
   // the other ranks. A call whose data is already on its way may still end well. From any thread, any

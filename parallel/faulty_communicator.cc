@@ -63,6 +63,7 @@ class FaultyCommunicator : public Communicator {
   }
 
   absl::Status Wait() override { return dropped_ ? UntilAborted() : inner_->Wait(); }
+  ExchangePlace place() const override { return inner_->place(); }
 
   void Abort(const std::string& reason) override {
     inner_->Abort(reason);

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "base/mutex.h"
 #include "parallel/background_call.h"
 #include "parallel/call_check.h"
 #include "parallel/gloo_mesh.h"
@@ -13,6 +14,8 @@ namespace jevons {
 namespace {
 
 using Type = MeshMessage::Type;
+
+constexpr int64_t kNumParts = 3;  // of a call: what is waited for in the order of Type
 
 const uint8_t* At(const void* base, int64_t offset) {
   return static_cast<const uint8_t*>(base) + offset;
@@ -43,6 +46,7 @@ class GlooCommunicator : public Communicator {
   absl::Status Start(absl::Duration timeout) {
     RETURN_IF_ERROR(Barrier(timeout));
     call_number_ = 0;
+    SetPlace({});
     return absl::OkStatus();
   }
 
@@ -114,6 +118,11 @@ class GlooCommunicator : public Communicator {
   }
 
   absl::Status Wait() override { return mesh_->status(); }
+
+  ExchangePlace place() const override {
+    MutexLock lock(&place_mutex_);
+    return place_;
+  }
 
   void Abort(const std::string& reason) override { mesh_->Break(absl::AbortedError(reason)); }
 
@@ -243,7 +252,10 @@ class GlooCommunicator : public Communicator {
 
   absl::StatusOr<MeshMessage> TakeOf(int32_t from, Type type, SteadyTime deadline,
                                      absl::Duration timeout) {
+    const int64_t position = call_number_ * kNumParts + static_cast<int64_t>(type);
+    SetPlace({.position = position, .waits_for = from, .behind_rows = type != Type::kCall});
     absl::StatusOr<MeshMessage> message = mesh_->Take(from, deadline);
+    SetPlace({.position = position});
     if (absl::IsDeadlineExceeded(message.status()) && message.status().message().empty()) {
       std::vector<int32_t> missing = mesh_->Missing();
       if (missing.empty()) missing = {from};
@@ -261,6 +273,11 @@ class GlooCommunicator : public Communicator {
     return message;
   }
 
+  void SetPlace(const ExchangePlace& place) {
+    MutexLock lock(&place_mutex_);
+    place_ = place;
+  }
+
   const RankInfo info_;
   const absl::Duration timeout_;
   std::unique_ptr<GlooMesh> mesh_;
@@ -268,6 +285,8 @@ class GlooCommunicator : public Communicator {
   std::string where_;
   std::vector<int64_t> zeros_, send_bytes_, recv_bytes_, offsets_;
   std::vector<int64_t> gathered_;
+  mutable Mutex place_mutex_;
+  ExchangePlace place_ ABSL_GUARDED_BY(place_mutex_);
   AllToAllArgs started_ = {};
   bool under_way_ = false;  // `started_`: until Finish only `rest_` uses the mesh
   BackgroundCall rest_;     // last: it ends before what it uses
@@ -281,7 +300,8 @@ absl::StatusOr<std::unique_ptr<Communicator>> CreateGlooCommunicator(const GlooO
   std::unique_ptr<GlooMesh> mesh;
   const SteadyTime deadline = SteadyDeadline(options.rendezvous.timeout);
   const auto make_offer = [&](const std::string& host) -> absl::StatusOr<std::string> {
-    ASSIGN_OR_RETURN(mesh, GlooMesh::Create(info, host, options.rendezvous.timeout));
+    const absl::Duration each = std::min(options.connect_timeout, options.rendezvous.timeout);
+    ASSIGN_OR_RETURN(mesh, GlooMesh::Create(info, host, each));
     return mesh->addresses();
   };
   if (info.world_size == 1) {

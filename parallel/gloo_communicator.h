@@ -13,6 +13,8 @@ namespace jevons {
 struct GlooOptions {
   RendezvousOptions rendezvous = {};
   CommunicatorOptions communicator = {};
+  // Of each connection, once all ranks have come; not above the timeout of the rendezvous.
+  absl::Duration connect_timeout = absl::InfiniteDuration();
 };
 
 // Returns when all ranks have joined (parallel/rendezvous.h says which errors end it). Host memory

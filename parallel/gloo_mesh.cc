@@ -16,6 +16,7 @@
 #include "base/mutex.h"
 #include "parallel/mesh_slot.h"
 #include "parallel/socket.h"
+#include "parallel/unreached.h"
 
 namespace jevons {
 namespace {
@@ -29,6 +30,7 @@ constexpr uint64_t kNoteSlot = 2;
 constexpr uint64_t kPayloadSlot = 3;
 // Gloo closes every connection when one of its own waits times out: our deadlines end the waits.
 constexpr std::chrono::hours kForever(24 * 365);
+constexpr int kGlooTimes = 5;  // the timeout, for a connection
 constexpr absl::Duration kTimerRest = absl::Seconds(60);
 constexpr absl::Duration kWatcherTime = absl::Seconds(1);  // to see what a Take has seen
 
@@ -81,7 +83,7 @@ class GlooMeshImpl : public GlooMesh {
     return GuardGloo([&] {
       device_ = gloo::transport::tcp::CreateDevice(gloo::transport::tcp::attr(host.c_str()));
       context_ = device_->createContext(info_.rank, info_.world_size);
-      context_->setTimeout(absl::ToChronoMilliseconds(timeout));
+      context_->setTimeout(absl::ToChronoMilliseconds(timeout / kGlooTimes));
       for (int32_t r = 0; r < info_.world_size; ++r) {
         if (r != info_.rank) context_->createPair(r);
       }
@@ -110,8 +112,9 @@ class GlooMeshImpl : public GlooMesh {
         Prepare(peers_[r], r);
       });
       if (!connected.ok()) {
-        return absl::AbortedError(
-            absl::StrCat("connecting to rank ", r, ": ", connected.message()));
+        return WithUnreached(
+            absl::AbortedError(absl::StrCat("connecting to rank ", r, ": ", connected.message())),
+            std::span(&r, 1));
       }
     }
     for (int32_t r = 0; r < info_.world_size; ++r) {

@@ -18,7 +18,7 @@ namespace jevons {
 // payload are not touched any more.
 class GlooMesh {
  public:
-  // Listens at `host` for each other rank.
+  // Listens at `host` for each other rank. A connection may take up to `timeout`.
   static absl::StatusOr<std::unique_ptr<GlooMesh>> Create(const RankInfo& info,
                                                           const std::string& host,
                                                           absl::Duration timeout);

@@ -32,6 +32,7 @@ class NcclCommunicator : public Communicator {
 
   std::string Description() const override;
   RankInfo info() const override { return info_; }
+  ExchangePlace place() const override { return host_->place(); }
   absl::Status AllToAll(const AllToAllArgs& args) override;
   absl::Status StartAllToAll(const AllToAllArgs& args) override;
   absl::Status FinishAllToAll() override;

@@ -17,6 +17,7 @@ namespace {
 
 constexpr char kMagic[] = "jevons ranks 1";
 constexpr int64_t kCancelledTickMs = 50;
+constexpr absl::Duration kTry = absl::Milliseconds(500);  // above the time that a connection takes
 constexpr absl::Duration kAnswerTime = absl::Seconds(5);  // to tell a rank why it is refused
 
 // Fields of a frame: numbers as they are, strings with their length.
@@ -246,6 +247,17 @@ class Leader {
   std::vector<Visitor> visitors_;
 };
 
+// Tries until the deadline, or until this rank is not wanted there any more.
+absl::StatusOr<Socket> ConnectToLeader(const RendezvousOptions& options, SteadyTime deadline) {
+  while (options.cancelled && std::chrono::steady_clock::now() < deadline) {
+    const SteadyTime soon = std::min(deadline, SteadyDeadline(kTry));
+    absl::StatusOr<Socket> socket = Socket::Connect(options.leader, soon);
+    if (!absl::IsDeadlineExceeded(socket.status())) return socket;
+    if (options.cancelled()) return absl::CancelledError("this rank is not wanted there");
+  }
+  return Socket::Connect(options.leader, deadline);
+}
+
 absl::StatusOr<std::vector<std::string>> Follow(
     const RendezvousOptions& options, SteadyTime deadline,
     const std::function<absl::StatusOr<std::string>(const std::string& host)>& make_offer) {
@@ -255,7 +267,7 @@ absl::StatusOr<std::vector<std::string>> Follow(
   const auto with_place = [&](const absl::Status& status) {
     return absl::Status(status.code(), absl::StrCat(where, ": ", status.message()));
   };
-  absl::StatusOr<Socket> socket = Socket::Connect(options.leader, deadline);
+  absl::StatusOr<Socket> socket = ConnectToLeader(options, deadline);
   if (!socket.ok()) return with_place(socket.status());
   std::string host = options.listen_host;
   if (host.empty()) {

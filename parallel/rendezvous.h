@@ -17,7 +17,8 @@ struct RendezvousOptions {
   std::string fingerprint = {};  // the same for all: checkpoint, version, flags
   std::string listen_host = {};  // by which the others reach this rank; empty: found out
   absl::Duration timeout = absl::Minutes(5);
-  // Rank 0 looks at it while it waits, and gives up for all with CANCELLED; may be empty.
+  // Rank 0 looks at it while it waits, and gives up for all with CANCELLED; so do the others while rank 0
+  // does not answer. May be empty.
   std::function<bool()> cancelled = {};
 };
 

@@ -6,20 +6,23 @@
 
 namespace jevons {
 
-void CallRegistry::Add(const std::shared_ptr<GenerateReactor>& call) {
+uint64_t CallRegistry::Add(const std::shared_ptr<GenerateReactor>& call) {
   absl::Status abort;
+  uint64_t number = 0;
   {
     MutexLock lock(&mutex_);
-    calls_.emplace(call.get(), call);
+    number = ++last_number_;
+    calls_.emplace(number, call);
     abort = abort_;
   }
   if (!abort.ok()) call->Abort(std::move(abort));
+  return number;
 }
 
-void CallRegistry::Remove(const GenerateReactor* call) {
+void CallRegistry::Remove(uint64_t number) {
   MutexLock lock(&mutex_);
-  calls_.erase(call);
-  if (calls_.empty()) changed_.NotifyAll();
+  calls_.erase(number);
+  changed_.NotifyAll();
 }
 
 void CallRegistry::AbortAll(const absl::Status& status) {
@@ -27,7 +30,7 @@ void CallRegistry::AbortAll(const absl::Status& status) {
   {
     MutexLock lock(&mutex_);
     abort_ = status;
-    for (const auto& [key, call] : calls_) open.push_back(call.lock());
+    for (const auto& [number, call] : calls_) open.push_back(call.lock());
   }
   // Outside the lock: a call that ends removes itself.
   for (const auto& call : open) {
@@ -35,11 +38,15 @@ void CallRegistry::AbortAll(const absl::Status& status) {
   }
 }
 
-bool CallRegistry::WaitEmpty(absl::Duration timeout) {
+bool CallRegistry::WaitOpen(absl::Duration timeout) {
   const SteadyTime deadline = SteadyDeadline(timeout);
   MutexLock lock(&mutex_);
-  while (!calls_.empty()) {
-    if (!changed_.WaitUntil(&mutex_, deadline)) return calls_.empty();
+  const uint64_t last = last_number_;
+  const auto open = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    return !calls_.empty() && calls_.begin()->first <= last;
+  };
+  while (open()) {
+    if (!changed_.WaitUntil(&mutex_, deadline)) return !open();
   }
   return true;
 }

@@ -29,6 +29,7 @@ struct ServeFlags {
   std::string overlap = "auto";
   std::string prefix_cache = "on";
   int32_t drain_seconds = 300;
+  int32_t stall_seconds = 30;
 };
 
 // One line for programs and, where the model can chat, one to copy into a second terminal.
@@ -86,7 +87,9 @@ int RunServe(const ServeFlags& flags) {
   const auto host = EngineHost::Create(options, *group, &clock, wait);
   if (!host.ok()) return Fail(host.status());
   Engine& engine = (*host)->engine();
-  auto server = Server::Start(flags.server, &engine);
+  ServerOptions server_options = flags.server;
+  server_options.stall_time = absl::Seconds(flags.stall_seconds);
+  auto server = Server::Start(server_options, &engine);
   if (!server.ok()) return Fail(server.status());
   PrintReady(flags.environment.program, engine, **server);
   while (engine.failure().ok() && !signals.Wait(kPoll)) continue;
@@ -153,6 +156,10 @@ void AddServe(CLI::App& app, const Environment& environment, CommandRun& run) {
   cmd.add_option("--drain-seconds", flags->drain_seconds,
                  "How long accepted requests may go on after SIGTERM; a second signal ends at once")
       ->check(InRange<int64_t>(0, 86400))
+      ->capture_default_str();
+  cmd.add_option("--stall-seconds", flags->stall_seconds,
+                 "A rank with work that makes no step for so long is reported as not progressing")
+      ->check(InRange<int64_t>(1, 86400))
       ->capture_default_str();
   cmd.add_option("--model-name", engine.model_name, "Name for clients; default: the folder's");
   AddRanks(cmd, flags->ranks);

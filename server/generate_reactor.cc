@@ -20,7 +20,7 @@ uint64_t DrawSeed() {
 std::shared_ptr<GenerateReactor> GenerateReactor::Create(const Deps& deps, absl::Time deadline) {
   std::shared_ptr<GenerateReactor> out(new GenerateReactor(deps, deadline));
   out->self_ = out;
-  deps.registry->Add(out);
+  out->number_ = deps.registry->Add(out);
   return out;
 }
 
@@ -83,7 +83,7 @@ void GenerateReactor::OnCancel() {
 
 void GenerateReactor::OnDone() {
   const std::shared_ptr<GenerateReactor> self = std::move(self_);
-  deps_.registry->Remove(this);
+  deps_.registry->Remove(number_);
 }
 
 void GenerateReactor::PumpLocked() {

@@ -58,6 +58,7 @@ class GenerateReactor : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   const Deps deps_;
   const absl::Time deadline_;
   std::shared_ptr<GenerateReactor> self_;  // until OnDone
+  uint64_t number_ = 0;                    // in the registry
 
   Mutex mutex_;
   std::shared_ptr<TokenStream> stream_ ABSL_GUARDED_BY(mutex_);

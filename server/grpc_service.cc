@@ -44,18 +44,19 @@ class UnaryReactor : public grpc::ServerUnaryReactor {
 template <typename Service>
 using Raw = v1::Inference::WithRawCallbackMethod_Generate<
     v1::Inference::WithRawCallbackMethod_ListModels<v1::Inference::WithRawCallbackMethod_Tokenize<
-        v1::Inference::WithRawCallbackMethod_Detokenize<Service>>>>;
+        v1::Inference::WithRawCallbackMethod_Detokenize<
+            v1::Inference::WithRawCallbackMethod_GetStatus<Service>>>>>;
 
 // Raw: a message with ill-formed UTF-8 would otherwise be refused by gRPC with INTERNAL and no
 // text.
 class GrpcServiceImpl : public GrpcService, private Raw<v1::Inference::Service> {
  public:
-  explicit GrpcServiceImpl(Engine* engine)
-      : engine_(engine), prompts_(engine), work_(kMaxWaitingLarge) {}
+  GrpcServiceImpl(Engine* engine, const HealthMonitor* health)
+      : engine_(engine), health_(health), prompts_(engine), work_(kMaxWaitingLarge) {}
 
   grpc::Service* service() override { return this; }
   void AbortAll(const absl::Status& status) override { registry_.AbortAll(status); }
-  bool WaitIdle(absl::Duration timeout) override { return registry_.WaitEmpty(timeout); }
+  bool WaitIdle(absl::Duration timeout) override { return registry_.WaitOpen(timeout); }
 
  private:
   using Bytes = grpc::ByteBuffer;
@@ -75,6 +76,11 @@ class GrpcServiceImpl : public GrpcService, private Raw<v1::Inference::Service> 
                                        Bytes* response) override {
     return Unary<v1::ListModelsRequest, v1::ListModelsResponse>(*request, response,
                                                                 &GrpcServiceImpl::DoListModels);
+  }
+  grpc::ServerUnaryReactor* GetStatus(grpc::CallbackServerContext*, const Bytes* request,
+                                      Bytes* response) override {
+    return Unary<v1::GetStatusRequest, v1::GetStatusResponse>(*request, response,
+                                                              &GrpcServiceImpl::DoGetStatus);
   }
   grpc::ServerUnaryReactor* Tokenize(grpc::CallbackServerContext*, const Bytes* request,
                                      Bytes* response) override {
@@ -135,6 +141,11 @@ class GrpcServiceImpl : public GrpcService, private Raw<v1::Inference::Service> 
     return absl::OkStatus();
   }
 
+  absl::Status DoGetStatus(const v1::GetStatusRequest&, v1::GetStatusResponse& response) const {
+    response = MapHealth(health_->Look());
+    return absl::OkStatus();
+  }
+
   absl::Status DoTokenize(const v1::TokenizeRequest& request,
                           v1::TokenizeResponse& response) const {
     RETURN_IF_ERROR(CheckModel(request.model(), engine_->options().model_name));
@@ -180,6 +191,7 @@ class GrpcServiceImpl : public GrpcService, private Raw<v1::Inference::Service> 
   }
 
   Engine* const engine_;
+  const HealthMonitor* const health_;
   const PromptBuilder prompts_;
   CallRegistry registry_;
   StreamPump pump_;
@@ -188,8 +200,8 @@ class GrpcServiceImpl : public GrpcService, private Raw<v1::Inference::Service> 
 
 }  // namespace
 
-std::unique_ptr<GrpcService> GrpcService::Create(Engine* engine) {
-  return std::make_unique<GrpcServiceImpl>(engine);
+std::unique_ptr<GrpcService> GrpcService::Create(Engine* engine, const HealthMonitor* health) {
+  return std::make_unique<GrpcServiceImpl>(engine, health);
 }
 
 }  // namespace jevons

@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "engine/engine.h"
+#include "server/health_monitor.h"
 #include "grpcpp/impl/service_type.h"
 
 namespace jevons {
@@ -13,14 +14,14 @@ class GrpcService {
  public:
   virtual ~GrpcService() = default;
 
-  // `engine` outlives it.
-  static std::unique_ptr<GrpcService> Create(Engine* engine);
+  // `engine` and `health` outlive it.
+  static std::unique_ptr<GrpcService> Create(Engine* engine, const HealthMonitor* health);
 
   virtual grpc::Service* service() = 0;
 
   // Ends every open Generate call, and every later one, with `status`.
   virtual void AbortAll(const absl::Status& status) = 0;
-  // False if Generate calls are still open after `timeout`.
+  // Waits for the Generate calls that are open now. False if some still are after `timeout`.
   virtual bool WaitIdle(absl::Duration timeout) = 0;
 };
 

@@ -195,26 +195,18 @@ class Follower {
     Lost(failure);
   }
 
-  void SayBroken(int64_t epoch, const absl::Status& status) {
-    wire::FromRank message;
-    message.mutable_broken()->set_epoch(epoch);
-    *message.mutable_broken()->mutable_error() = ToWire(status);
-    leader_.Send(message);
-  }
-
   void Hear(const wire::ToRank& message) {
     switch (message.message_case()) {
       case wire::ToRank::kStart:
         begun_ = true;
-        load_ =
-            std::thread([this, rendezvous = message.start().rendezvous()] { Load(rendezvous); });
+        load_ = std::thread([this, start = message.start()] { Load(start); });
         return;
       case wire::ToRank::kSubmit:
         return Submit(message.submit());
       case wire::ToRank::kCancel:
         return Cancel(message.cancel().id());
       case wire::ToRank::kPoke:
-        if (RankEngine* const engine = this->engine()) engine->Poke();
+        if (RankEngine* const engine = this->engine()) engine->PokeUpTo(message.poke().count());
         return;
       case wire::ToRank::kCheck:
         return Check(message.check().number());
@@ -230,18 +222,20 @@ class Follower {
     }
   }
 
-  void Load(const std::string& rendezvous) {
+  void Load(const wire::Start& start) {
     const ProcessRankOptions rank = {.engine = options_.engine,
                                      .rank = options_.rank,
-                                     .rendezvous = rendezvous,
+                                     .rendezvous = start.rendezvous(),
                                      .listen_host = {},
                                      .facts = facts_,
                                      .load_timeout = options_.load_timeout};
-    absl::StatusOr<LoadedModel> model = LoadProcessRank(rank);
+    absl::StatusOr<LoadedModel> model = start.has_shape()
+                                            ? LoadReturningRank(rank, FromWire(start.shape()))
+                                            : LoadProcessRank(rank);
     if (!model.ok()) return SayFailed(model.status());
     const RankEngine::Regrouping regrouping = {
         .join = JoinerOf(rank),
-        .broken = [this](int64_t epoch, const absl::Status& status) { SayBroken(epoch, status); }};
+        .broken = [this](const GroupBreak& seen) { leader_.Send(ToWire(seen)); }};
     {
       auto engine = std::make_unique<RankEngine>(*std::move(model), &clock_, regrouping);
       MutexLock lock(&mutex_);

@@ -1,6 +1,7 @@
 #include "server/rank_leader.h"
 
 #include <algorithm>
+#include <map>
 #include <optional>
 #include <thread>
 #include <utility>
@@ -8,9 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "base/log.h"
-#include "grpcpp/server.h"
-#include "grpcpp/server_builder.h"
-#include "jevons/internal/v1/ranks.grpc.pb.h"
+#include "server/group_breaks.h"
 #include "server/listen.h"
 #include "server/rank_hello.h"
 #include "server/rank_link.h"
@@ -21,21 +20,16 @@ namespace {
 using State = RemoteRank::State;
 
 constexpr absl::Duration kTick = absl::Milliseconds(100);
-constexpr absl::Duration kCloseTime = absl::Seconds(1);
 // Memory that is taken for weights may hold up every thread of a process.
 constexpr absl::Duration kLoadSilence = absl::Seconds(10);
 // The same while a group forms, which streams wait for.
 constexpr absl::Duration kFormSilence = absl::Seconds(4);
-constexpr int kMinPingMs = 1'000;  // ranks ping every two seconds
-// A broken data plane alone: so often in a row another group is formed, each after a lost rank would have
-// been noticed, and a group that lived for longer ends the row.
-constexpr int kMostAttempts = 3;
-constexpr absl::Duration kMargin = absl::Milliseconds(300);
-constexpr absl::Duration kHealthy = absl::Seconds(30);
+constexpr absl::Duration kRest = absl::Minutes(5);
 
 class RankLeaderImpl : public RankLeader, public LinkOwner {
  public:
-  explicit RankLeaderImpl(const RankLeaderOptions& options) : options_(options), service_(this) {
+  explicit RankLeaderImpl(const RankLeaderOptions& options)
+      : options_(options), breaks_(options.silence) {
     for (int32_t r = 1; r < options.world_size; ++r) {
       ranks_.push_back(std::make_shared<RemoteRank>(r));
     }
@@ -48,32 +42,15 @@ class RankLeaderImpl : public RankLeader, public LinkOwner {
     }
     if (watch_.joinable()) watch_.join();
     for (const auto& rank : ranks_) End(*rank, absl::UnavailableError("the group has ended"));
-    if (server_ == nullptr) return;
-    server_->Shutdown(std::chrono::system_clock::now() + absl::ToChronoMilliseconds(kCloseTime));
-    server_->Wait();
   }
 
   absl::Status Listen() {
-    ASSIGN_OR_RETURN(const HostPort parsed, ParseAddress("leader", options_.listen));
-    grpc::ServerBuilder builder;
-    int port = 0;
-    builder.AddListeningPort(options_.listen, grpc::InsecureServerCredentials(), &port);
-    builder.RegisterService(&service_);
-    builder.SetMaxReceiveMessageSize(-1);
-    builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
-    builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, kMinPingMs);
-    builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
-    server_ = builder.BuildAndStart();
-    if (server_ == nullptr || port == 0) {
-      return absl::UnavailableError(
-          absl::StrCat("leader: cannot listen on ", options_.listen, ": ", ListenFault(parsed)));
-    }
-    address_ = absl::StrCat(options_.listen.substr(0, options_.listen.rfind(':')), ":", port);
+    RETURN_IF_ERROR(door_.Open(options_.listen));
     watch_ = std::thread([this] { Watch(); });
     return absl::OkStatus();
   }
 
-  const std::string& address() const override { return address_; }
+  const std::string& address() const override { return door_.address(); }
 
   absl::Status WaitJoined(absl::Duration timeout) override {
     return WaitFor(State::kJoined, "join", timeout);
@@ -90,6 +67,8 @@ class RankLeaderImpl : public RankLeader, public LinkOwner {
 
   void EnableRequests(const GenerationLimits& limits, const EngineOptions& options) override {
     for (const auto& rank : ranks_) rank->EnableRequests(limits, options);
+    MutexLock serial(&change_mutex_);
+    shape_ = {.max_model_len = options.max_model_len, .kv_cache_tokens = options.kv_cache_tokens};
   }
 
   void Fail(const absl::Status& status) override {
@@ -115,10 +94,8 @@ class RankLeaderImpl : public RankLeader, public LinkOwner {
     if (!failed.ok()) listener->OnEnd(failed);
   }
 
-  void Broken(int64_t epoch, const absl::Status& status) override {
-    MutexLock lock(&mutex_);
-    if (epoch != epoch_ || broken_) return;
-    broken_ = {.since = std::chrono::steady_clock::now(), .status = status};
+  void Broken(const GroupBreak& seen) override {
+    breaks_.Note(0, seen, std::chrono::steady_clock::now());
   }
 
   absl::StatusOr<std::shared_ptr<RemoteRank>> Admit(const wire::Hello& hello,
@@ -128,22 +105,25 @@ class RankLeaderImpl : public RankLeader, public LinkOwner {
       if (!complete()) Fail(fits);
       return fits;
     }
+    MutexLock serial(&change_mutex_);
     MutexLock lock(&mutex_);
     RETURN_IF_ERROR(failure_);
+    if (stopping_) return absl::UnavailableError("the group has ended");
     const std::shared_ptr<RemoteRank>& rank = ranks_[hello.rank() - 1];
-    if (rank->state() == State::kLost) {
-      return absl::FailedPreconditionError(
-          absl::StrCat("rank ", hello.rank(), " of ", options_.world_size,
-                       " was lost, and the others go on without it: it can come back when the ",
-                       "group is started again"));
-    }
-    if (rank->state() != State::kAbsent) {
+    const bool returns = rank->state() == State::kLost;
+    if (returns) RETURN_IF_ERROR(CheckRest(hello.rank()));
+    if (!returns && rank->state() != State::kAbsent) {
       return absl::AlreadyExistsError(absl::StrCat("rank ", hello.rank(), " of ",
-                                                   options_.world_size, " has joined ", address_,
+                                                   options_.world_size, " has joined ", address(),
                                                    " already: no other process can"));
     }
     rank->Attach(std::move(sender));
     changed_.NotifyAll();
+    if (!returns) return rank;
+    LogInfo("rank_returns", {{"which", rank->rank()}});
+    GroupShape shape = shape_;
+    shape.num_slots = listener_->FirstStats().num_expert_slots;
+    rank->Send(ToWire(shape));
     return rank;
   }
 
@@ -155,8 +135,10 @@ class RankLeaderImpl : public RankLeader, public LinkOwner {
           rank, absl::UnavailableError(absl::StrCat("rank ", rank.rank(), ": ", error.message())));
     }
     if (message.has_broken()) {
-      return Broken(message.broken().epoch(), FromWire(message.broken().error()));
+      return breaks_.Note(rank.rank(), FromWire(message.broken()),
+                          std::chrono::steady_clock::now());
     }
+    if (message.has_loaded() && rank.state() == State::kReturns) return TakeIn(rank);
     if (!message.has_loaded() && !message.has_stopped()) return;
     rank.Advance(message.has_loaded() ? State::kLoaded : State::kStopped);
     MutexLock lock(&mutex_);
@@ -178,23 +160,6 @@ class RankLeaderImpl : public RankLeader, public LinkOwner {
   }
 
  private:
-  class Service : public wire::Ranks::CallbackService {
-   public:
-    explicit Service(LinkOwner* owner) : owner_(owner) {}
-    grpc::ServerBidiReactor<wire::FromRank, wire::ToRank>* Join(
-        grpc::CallbackServerContext*) override {
-      return RankLink::Create(owner_).get();
-    }
-
-   private:
-    LinkOwner* const owner_;
-  };
-
-  struct BrokenGroup {
-    SteadyTime since;
-    absl::Status status;
-  };
-
   static void End(RemoteRank& rank, const absl::Status& status) {
     for (OpenRequest& open : rank.Lose(status)) {
       open.stream->End({.reason = FinishReason::kError, .error = status});
@@ -217,16 +182,44 @@ class RankLeaderImpl : public RankLeader, public LinkOwner {
     MutexLock serial(&change_mutex_);
     if (listener_ == nullptr) return FailLocked(status);
     if (over() || rank.state() == State::kLost || rank.state() == State::kStopped) return;
+    if (rank.state() == State::kReturns) {
+      LogWarning("rank_did_not_return", {{"which", rank.rank()}, {"error", status.ToString()}});
+      rank.Lose(status);
+      return;
+    }
+    breaks_.LostRank();
+    Form(std::string(status.message()), Leave(rank, status));
+  }
+
+  // It has loaded beside the others, which take it in.
+  void TakeIn(RemoteRank& rank) {
+    MutexLock serial(&change_mutex_);
+    if (over() || rank.state() != State::kReturns) return;
+    LogInfo("rank_returned", {{"which", rank.rank()}});
+    rank.TakeIn();
+    Form(absl::StrCat("rank ", rank.rank(), " has come back"), {});
+  }
+
+  // One that others do not reach would break the group again and again.
+  absl::Status CheckRest(int32_t rank) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(change_mutex_) {
+    const auto until = rests_.find(rank);
+    const SteadyTime now = std::chrono::steady_clock::now();
+    if (until == rests_.end() || now >= until->second) return absl::OkStatus();
+    return absl::UnavailableError(absl::StrCat(
+        "rank ", rank, " did not reach every other rank: it can come back in ",
+        absl::FormatDuration(absl::Ceil(absl::FromChrono(until->second - now), absl::Seconds(1)))));
+  }
+
+  std::vector<OpenRequest> Leave(RemoteRank& rank, const absl::Status& status) {
     LogError("rank_lost", {{"which", rank.rank()}, {"error", status.ToString()}});
     if (options_.lost) options_.lost(rank.rank());
-    num_attempts_ = 0;
-    Form(std::string(status.message()), rank.Lose(status));
+    return rank.Lose(status);
   }
 
   // A group of the ranks that are left.
   void Form(const std::string& reason, std::vector<OpenRequest> open)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(change_mutex_) {
-    const absl::StatusOr<std::string> rendezvous = FreePort(address_);
+    const absl::StatusOr<std::string> rendezvous = FreePort(address());
     if (!rendezvous.ok()) {
       for (OpenRequest& request : open) {
         request.stream->End({.reason = FinishReason::kError, .error = rendezvous.status()});
@@ -241,9 +234,8 @@ class RankLeaderImpl : public RankLeader, public LinkOwner {
     {
       MutexLock lock(&mutex_);
       membership.epoch = ++epoch_;
-      broken_.reset();
     }
-    formed_ = std::chrono::steady_clock::now();
+    breaks_.Form(membership.epoch, std::chrono::steady_clock::now());
     LogWarning("group_forms",
                {{"epoch", membership.epoch}, {"ranks", absl::StrJoin(membership.ranks, ",")}});
     for (size_t i = 1; i < membership.ranks.size(); ++i) {
@@ -252,28 +244,33 @@ class RankLeaderImpl : public RankLeader, public LinkOwner {
     listener_->OnRegroup(membership, std::move(open));
   }
 
-  // No rank was lost, but the data plane broke.
-  void CheckBroken() {
-    absl::Status status;
-    {
-      MutexLock lock(&mutex_);
-      const absl::Duration patience = std::min(options_.silence, kLoadSilence) + kMargin;
-      if (!broken_ ||
-          std::chrono::steady_clock::now() < broken_->since + absl::ToChronoNanoseconds(patience)) {
-        return;
-      }
-      status = broken_->status;
-    }
+  // No rank was lost, but the data plane broke, or something is lost on its ways.
+  void CheckBreaks() {
     MutexLock serial(&change_mutex_);
     if (listener_ == nullptr || over()) return;
-    if (std::chrono::steady_clock::now() - formed_ > absl::ToChronoNanoseconds(kHealthy)) {
-      num_attempts_ = 0;
+    std::vector<RankWays::Rank> places;
+    const auto add = [&places, epoch = epoch()](int32_t rank, const EngineStats& stats) {
+      if (stats.place_epoch == epoch) places.push_back({.rank = rank, .place = stats.place});
+    };
+    add(0, listener_->FirstStats());
+    for (const auto& rank : ranks_) {
+      if (rank->state() == State::kLoaded) add(rank->rank(), rank->stats());
     }
-    if (++num_attempts_ > kMostAttempts) {
-      return FailLocked(absl::UnavailableError(absl::StrCat(
-          "no group could be formed in ", kMostAttempts, " attempts: ", status.message())));
+    const SteadyTime now = std::chrono::steady_clock::now();
+    breaks_.Look(places, now);
+    const std::optional<GroupBreaks::Verdict> verdict = breaks_.Due(now);
+    if (!verdict) return;
+    if (verdict->is_final) return FailLocked(verdict->status);
+    std::vector<OpenRequest> open;
+    for (int32_t number : verdict->lost) {
+      if (ranks_[number - 1]->state() != State::kLoaded) continue;
+      breaks_.LostRank();
+      rests_[number] = SteadyDeadline(kRest);
+      const absl::Status status = absl::UnavailableError(absl::StrCat(
+          "rank ", number, " does not reach every other rank: ", verdict->status.message()));
+      for (OpenRequest& one : Leave(*ranks_[number - 1], status)) open.push_back(std::move(one));
     }
-    Form(std::string(status.message()), {});
+    Form(std::string(verdict->status.message()), std::move(open));
   }
 
   bool over() const {
@@ -307,8 +304,8 @@ class RankLeaderImpl : public RankLeader, public LinkOwner {
       if (changed_.WaitUntil(&mutex_, deadline)) continue;
       return absl::DeadlineExceededError(
           absl::StrCat(missing.size() == 1 ? "rank " : "ranks ", absl::StrJoin(missing, ", "),
-                       " of ", options_.world_size, " did not ", what, " at ", address_, " within ",
-                       absl::FormatDuration(timeout)));
+                       " of ", options_.world_size, " did not ", what, " at ", address(),
+                       " within ", absl::FormatDuration(timeout)));
     }
   }
 
@@ -327,18 +324,22 @@ class RankLeaderImpl : public RankLeader, public LinkOwner {
       if (pause > options_.silence / 2) {
         paused_until_ = now + absl::ToChronoNanoseconds(options_.silence);
       }
-      if (now < paused_until_) continue;
+      if (now < paused_until_) {
+        breaks_.Pause();
+        continue;
+      }
       CheckSilence();
-      CheckBroken();
+      CheckBreaks();
     }
   }
 
   void CheckSilence() {
     for (const auto& rank : ranks_) {
       const State state = rank->state();
-      if (state != State::kJoined && state != State::kLoaded) continue;
+      const bool loads = state == State::kJoined || state == State::kReturns;
+      if (!loads && state != State::kLoaded) continue;
       absl::Duration limit = options_.silence;
-      if (state == State::kJoined) {
+      if (loads) {
         limit = std::max(limit, kLoadSilence);
       } else if (rank->stats().group_epoch != epoch()) {
         limit = std::max(limit, kFormSilence);
@@ -358,17 +359,15 @@ class RankLeaderImpl : public RankLeader, public LinkOwner {
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
   absl::Status failure_ ABSL_GUARDED_BY(mutex_);
   int64_t epoch_ ABSL_GUARDED_BY(mutex_) = 0;
-  std::optional<BrokenGroup> broken_ ABSL_GUARDED_BY(mutex_);  // of this epoch
-  SteadyTime paused_until_;                                    // of the watching thread
+  SteadyTime paused_until_;  // of the watching thread
+  GroupBreaks breaks_;
 
   Mutex change_mutex_
       ABSL_ACQUIRED_BEFORE(mutex_);  // changes of the group come one after the other
   Listener* listener_ ABSL_GUARDED_BY(change_mutex_) = nullptr;
-  int num_attempts_ ABSL_GUARDED_BY(change_mutex_) = 0;
-  SteadyTime formed_ ABSL_GUARDED_BY(change_mutex_);
-  Service service_;
-  std::unique_ptr<grpc::Server> server_;  // below `service_`: it goes first
-  std::string address_;
+  GroupShape shape_ ABSL_GUARDED_BY(change_mutex_);  // but the slots, which change
+  std::map<int32_t, SteadyTime> rests_ ABSL_GUARDED_BY(change_mutex_);
+  RankDoor door_{this};  // below what its links use
   std::thread watch_;
 };
 

@@ -20,9 +20,10 @@ struct RankLeaderOptions {
   std::function<void(int32_t rank)> lost = {};  // called when one is; on any thread, may be empty
 };
 
-// Thread-safe. A rank that is lost once somebody listens is left behind for good, and the others form
-// another group. Before, or where that fails again and again, the group has failed: what runs ends with
-// UNAVAILABLE and the reason, and no other rank comes in.
+// Thread-safe. A rank that is lost once somebody listens is left behind, and the others form another
+// group; a new process in its place loads beside it and is taken in. Before, or where that fails again
+// and again, the group has failed: what runs ends with UNAVAILABLE and the reason, and no other rank
+// comes in.
 class RankLeader : public RemoteRanks {
  public:
   // Starts to listen. INVALID_ARGUMENT for an ill-formed address, UNAVAILABLE with the reason where it

@@ -2,9 +2,19 @@
 
 #include <utility>
 
+#include "absl/strings/str_cat.h"
+#include "absl/time/time.h"
+#include "grpcpp/server_builder.h"
+#include "server/listen.h"
 #include "server/wire.h"
 
 namespace jevons {
+namespace {
+
+constexpr absl::Duration kCloseTime = absl::Seconds(1);
+constexpr int kMinPingMs = 1'000;  // ranks ping every two seconds
+
+}  // namespace
 
 std::shared_ptr<RankLink> RankLink::Create(LinkOwner* owner) {
   std::shared_ptr<RankLink> out(new RankLink(owner));
@@ -28,6 +38,11 @@ void RankLink::Close(const absl::Status& status) {
 }
 
 void RankLink::OnReadDone(bool ok) {
+  if (closed()) {
+    // What comes now is of a rank that is lost: another process may have its place.
+    if (ok) StartRead(&incoming_);
+    return;
+  }
   if (!ok) {
     if (rank_ != nullptr) owner_->Broken(*rank_);
     return Close(absl::CancelledError("the stream has broken"));
@@ -43,6 +58,11 @@ void RankLink::OnReadDone(bool ok) {
     return Close(absl::InvalidArgumentError("a rank says hello first"));
   }
   StartRead(&incoming_);
+}
+
+bool RankLink::closed() {
+  MutexLock lock(&mutex_);
+  return end_.has_value();
 }
 
 void RankLink::OnWriteDone(bool ok) {
@@ -66,6 +86,31 @@ void RankLink::WriteLocked() {
   if (!end_) return;
   finished_ = true;
   Finish(ToGrpcStatus(*end_));
+}
+
+absl::Status RankDoor::Open(const std::string& listen) {
+  ASSIGN_OR_RETURN(const HostPort parsed, ParseAddress("leader", listen));
+  grpc::ServerBuilder builder;
+  int port = 0;
+  builder.AddListeningPort(listen, grpc::InsecureServerCredentials(), &port);
+  builder.RegisterService(&service_);
+  builder.SetMaxReceiveMessageSize(-1);
+  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, kMinPingMs);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+  server_ = builder.BuildAndStart();
+  if (server_ == nullptr || port == 0) {
+    return absl::UnavailableError(
+        absl::StrCat("leader: cannot listen on ", listen, ": ", ListenFault(parsed)));
+  }
+  address_ = absl::StrCat(listen.substr(0, listen.rfind(':')), ":", port);
+  return absl::OkStatus();
+}
+
+RankDoor::~RankDoor() {
+  if (server_ == nullptr) return;
+  server_->Shutdown(std::chrono::system_clock::now() + absl::ToChronoMilliseconds(kCloseTime));
+  server_->Wait();
 }
 
 }  // namespace jevons

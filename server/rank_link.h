@@ -4,9 +4,12 @@
 #include <deque>
 #include <memory>
 #include <optional>
+#include <string>
 
 #include "base/mutex.h"
+#include "grpcpp/server.h"
 #include "grpcpp/support/server_callback.h"
+#include "jevons/internal/v1/ranks.grpc.pb.h"
 #include "server/remote_rank.h"
 
 namespace jevons {
@@ -43,6 +46,7 @@ class RankLink : public grpc::ServerBidiReactor<wire::FromRank, wire::ToRank>,
  private:
   explicit RankLink(LinkOwner* owner) : owner_(owner) {}
 
+  bool closed();
   void WriteLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   LinkOwner* const owner_;
@@ -56,6 +60,37 @@ class RankLink : public grpc::ServerBidiReactor<wire::FromRank, wire::ToRank>,
   bool writing_ ABSL_GUARDED_BY(mutex_) = false;
   bool finished_ ABSL_GUARDED_BY(mutex_) = false;
   std::optional<absl::Status> end_ ABSL_GUARDED_BY(mutex_);
+};
+
+// Where links come in.
+class RankDoor {
+ public:
+  explicit RankDoor(LinkOwner* owner) : service_(owner) {}
+  ~RankDoor();  // links end within a second
+
+  // Call once. INVALID_ARGUMENT for an ill-formed address, UNAVAILABLE with the reason where it cannot
+  // listen there.
+  absl::Status Open(const std::string& listen);
+
+  // Where it listens, with the port in use.
+  const std::string& address() const { return address_; }
+
+ private:
+  class Service : public wire::Ranks::CallbackService {
+   public:
+    explicit Service(LinkOwner* owner) : owner_(owner) {}
+    grpc::ServerBidiReactor<wire::FromRank, wire::ToRank>* Join(
+        grpc::CallbackServerContext*) override {
+      return RankLink::Create(owner_).get();
+    }
+
+   private:
+    LinkOwner* const owner_;
+  };
+
+  Service service_;
+  std::unique_ptr<grpc::Server> server_;  // below `service_`: it goes first
+  std::string address_;
 };
 
 }  // namespace jevons

@@ -159,6 +159,36 @@ StreamChunk FromWire(wire::Chunk chunk) {
   return out;
 }
 
+wire::ToRank ToWire(const GroupShape& shape) {
+  wire::ToRank message;
+  wire::GroupShape& out = *message.mutable_start()->mutable_shape();
+  out.set_max_model_len(shape.max_model_len);
+  out.set_kv_cache_tokens(shape.kv_cache_tokens);
+  out.set_num_slots(shape.num_slots);
+  return message;
+}
+
+GroupShape FromWire(const wire::GroupShape& shape) {
+  return {.max_model_len = shape.max_model_len(),
+          .kv_cache_tokens = shape.kv_cache_tokens(),
+          .num_slots = shape.num_slots()};
+}
+
+wire::FromRank ToWire(const GroupBreak& seen) {
+  wire::FromRank message;
+  wire::Broken& out = *message.mutable_broken();
+  out.set_epoch(seen.epoch);
+  *out.mutable_error() = ToWire(seen.status);
+  out.mutable_unreached()->Add(seen.unreached.begin(), seen.unreached.end());
+  return message;
+}
+
+GroupBreak FromWire(const wire::Broken& broken) {
+  return {.epoch = broken.epoch(),
+          .status = FromWire(broken.error()),
+          .unreached = {broken.unreached().begin(), broken.unreached().end()}};
+}
+
 wire::Heartbeat ToWire(const EngineStats& stats) {
   wire::Heartbeat out;
   out.set_num_queued(stats.num_queued);
@@ -172,6 +202,14 @@ wire::Heartbeat ToWire(const EngineStats& stats) {
   out.set_num_cached_tokens(stats.num_cached_tokens);
   out.set_num_new_tokens(stats.num_new_tokens);
   out.set_group_epoch(stats.group_epoch);
+  out.set_step_age_us(absl::ToInt64Microseconds(stats.step_age));
+  out.set_largest_token_gap_us(absl::ToInt64Microseconds(stats.largest_token_gap));
+  if (stats.place_epoch < 0) return out;
+  wire::Place& place = *out.mutable_place();
+  place.set_epoch(stats.place_epoch);
+  place.set_position(stats.place.position);
+  place.set_waits_for(stats.place.waits_for);
+  place.set_behind_rows(stats.place.behind_rows);
   return out;
 }
 
@@ -187,7 +225,13 @@ EngineStats FromWire(const wire::Heartbeat& heartbeat) {
           .num_cached_tokens = heartbeat.num_cached_tokens(),
           .num_new_tokens = heartbeat.num_new_tokens(),
           .num_moved_layers = 0,
-          .group_epoch = heartbeat.group_epoch()};
+          .group_epoch = heartbeat.group_epoch(),
+          .step_age = absl::Microseconds(heartbeat.step_age_us()),
+          .largest_token_gap = absl::Microseconds(heartbeat.largest_token_gap_us()),
+          .place = {.position = heartbeat.place().position(),
+                    .waits_for = heartbeat.has_place() ? heartbeat.place().waits_for() : -1,
+                    .behind_rows = heartbeat.place().behind_rows()},
+          .place_epoch = heartbeat.has_place() ? heartbeat.place().epoch() : -1};
 }
 
 void SetPrefixChanges(const PrefixChanges& changes, wire::Heartbeat* heartbeat) {

@@ -5,6 +5,7 @@
 #include "base/status.h"
 #include "engine/engine.h"
 #include "engine/generation.h"
+#include "engine/process_rank.h"
 #include "engine/rank.h"
 #include "engine/token_stream.h"
 #include "jevons/internal/v1/ranks.pb.h"
@@ -24,6 +25,12 @@ Membership FromWire(const wire::Regroup& regroup);
 
 wire::Chunk ToWire(uint64_t id, const StreamChunk& chunk);
 StreamChunk FromWire(wire::Chunk chunk);
+
+wire::ToRank ToWire(const GroupShape& shape);
+GroupShape FromWire(const wire::GroupShape& shape);
+
+wire::FromRank ToWire(const GroupBreak& seen);
+GroupBreak FromWire(const wire::Broken& broken);
 
 wire::Heartbeat ToWire(const EngineStats& stats);
 EngineStats FromWire(const wire::Heartbeat& heartbeat);

@@ -21,7 +21,8 @@ RemoteRank::State RemoteRank::state() const {
 void RemoteRank::Attach(std::shared_ptr<RankSender> sender) {
   MutexLock lock(&mutex_);
   sender_ = std::move(sender);
-  state_ = State::kJoined;
+  state_ = state_ == State::kLost ? State::kReturns : State::kJoined;
+  reported_ = {};
   last_heard_ = std::chrono::steady_clock::now();
 }
 
@@ -31,13 +32,27 @@ void RemoteRank::Leave() {
   state_ = State::kAbsent;
 }
 
+void RemoteRank::TakeIn() {
+  MutexLock lock(&mutex_);
+  loss_ = absl::OkStatus();
+  state_ = State::kLoaded;
+  PokeLocked();
+}
+
 void RemoteRank::Send(wire::ToRank message) {
   MutexLock lock(&mutex_);
   SendLocked(std::move(message));
 }
 
 void RemoteRank::SendLocked(wire::ToRank message) {
-  if (sender_ != nullptr && loss_.ok()) sender_->Send(std::move(message));
+  if (sender_ != nullptr) sender_->Send(std::move(message));
+}
+
+void RemoteRank::CloseLocked(const absl::Status& status) {
+  state_ = State::kLost;
+  if (sender_ != nullptr) sender_->Close(status);
+  sender_ = nullptr;
+  changed_.NotifyAll();
 }
 
 void RemoteRank::Hear(const wire::FromRank& message) {
@@ -72,7 +87,7 @@ void RemoteRank::TakeChunk(const wire::Chunk& message) {
 
 void RemoteRank::Advance(State state) {
   MutexLock lock(&mutex_);
-  if (state_ != State::kLost) state_ = state;
+  if (state_ != State::kLost && state_ != State::kReturns) state_ = state;
   if (state == State::kStopped && sender_ != nullptr) sender_->Close(absl::OkStatus());
   changed_.NotifyAll();
 }
@@ -92,16 +107,15 @@ void RemoteRank::EnableRequests(const GenerationLimits& limits, const EngineOpti
 std::vector<OpenRequest> RemoteRank::Lose(const absl::Status& status) {
   std::vector<OpenRequest> out;
   MutexLock lock(&mutex_);
+  if (state_ == State::kReturns) CloseLocked(status);
   if (state_ == State::kStopped || !loss_.ok()) return out;
   loss_ = status;
-  state_ = State::kLost;
   for (auto& [id, open] : open_) out.push_back(std::move(open));
   open_.clear();
   reported_.num_queued = reported_.num_running = 0;
   reported_.num_blocks = reported_.num_free_blocks = 0;
-  if (sender_ != nullptr) sender_->Close(status);
-  sender_ = nullptr;
-  changed_.NotifyAll();
+  reported_.step_age = absl::ZeroDuration();
+  CloseLocked(status);
   return out;
 }
 
@@ -179,6 +193,10 @@ EngineStats RemoteRank::stats() const {
   const int64_t open = static_cast<int64_t>(open_.size());
   out.num_running = std::min(reported_.num_running, open);
   out.num_queued = open - out.num_running;
+  // It goes on while nothing is heard.
+  if (out.step_age > absl::ZeroDuration() && loss_.ok()) {
+    out.step_age += absl::FromChrono(std::chrono::steady_clock::now() - last_heard_);
+  }
   return out;
 }
 
@@ -225,16 +243,22 @@ void RemoteRank::Stop() {
 void RemoteRank::Join() {
   const SteadyTime deadline = SteadyDeadline(kStopTime);
   MutexLock lock(&mutex_);
-  while (state_ != State::kStopped && state_ != State::kLost) {
+  while (state_ < State::kStopped) {
     if (!changed_.WaitUntil(&mutex_, deadline)) break;
   }
   EndAllLocked(absl::UnavailableError("the server is shutting down"));
 }
 
 void RemoteRank::Poke() {
+  MutexLock lock(&mutex_);
+  ++num_pokes_;
+  PokeLocked();
+}
+
+void RemoteRank::PokeLocked() {
   wire::ToRank message;
-  message.mutable_poke();
-  Send(std::move(message));
+  message.mutable_poke()->set_count(num_pokes_);
+  SendLocked(std::move(message));
 }
 
 }  // namespace jevons

@@ -29,11 +29,14 @@ class RemoteRank : public Rank, public std::enable_shared_from_this<RemoteRank> 
 
   int32_t rank() const { return rank_; }
 
-  // Of the control plane, in the order of a rank's life.
-  enum class State { kAbsent, kJoined, kLoaded, kStopped, kLost };
+  // Of the control plane, in the order of a rank's life. kReturns: it is lost, and a new process in its
+  // place loads.
+  enum class State { kAbsent, kJoined, kLoaded, kStopped, kLost, kReturns };
   State state() const;
+  // Its process has come, for the first time or after it was lost.
   void Attach(std::shared_ptr<RankSender> sender);
-  void Leave();  // before it was started: it may come again
+  void Leave();   // before it was started: it may come again
+  void TakeIn();  // from kReturns: it is as any other rank again
   void Send(wire::ToRank message);
   // What it sent but hello, loaded, failed and stopped.
   void Hear(const wire::FromRank& message);
@@ -41,8 +44,8 @@ class RemoteRank : public Rank, public std::enable_shared_from_this<RemoteRank> 
   // The time since it was heard.
   absl::Duration silence() const;
   void EnableRequests(const GenerationLimits& limits, const EngineOptions& options);
-  // It is lost: no message of it counts any more. Returns what it has not finished; nothing where it is
-  // lost already, or has stopped.
+  // It is lost, or does not return: no message of it counts any more. Returns what it has not finished;
+  // nothing where it is lost already, or has stopped.
   std::vector<OpenRequest> Lose(const absl::Status& status);
 
   absl::StatusOr<std::shared_ptr<TokenStream>> Submit(GenerationRequest request,
@@ -64,6 +67,8 @@ class RemoteRank : public Rank, public std::enable_shared_from_this<RemoteRank> 
   void TakeChunk(const wire::Chunk& chunk) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void EndAllLocked(const absl::Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void SendLocked(wire::ToRank message) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void PokeLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void CloseLocked(const absl::Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const int32_t rank_;
   mutable Mutex mutex_;
@@ -77,6 +82,7 @@ class RemoteRank : public Rank, public std::enable_shared_from_this<RemoteRank> 
   bool accepts_ ABSL_GUARDED_BY(mutex_) = false;
   EngineStats reported_ ABSL_GUARDED_BY(mutex_);
   PrefixDigest prefixes_ ABSL_GUARDED_BY(mutex_);  // as it reported
+  int64_t num_pokes_ ABSL_GUARDED_BY(mutex_) = 0;  // also of those that it was lost for
   uint64_t last_id_ ABSL_GUARDED_BY(mutex_) = 0;
   std::unordered_map<uint64_t, OpenRequest> open_ ABSL_GUARDED_BY(mutex_);
   int64_t last_check_ ABSL_GUARDED_BY(mutex_) = 0;

@@ -123,4 +123,29 @@ absl::Status EndStatus(const StreamEnd& end) {
                         : end.error;
 }
 
+v1::GetStatusResponse MapHealth(const Health& health) {
+  v1::GetStatusResponse out;
+  out.set_ready(health.ready);
+  out.set_progresses(health.progresses);
+  out.set_reason(health.reason);
+  for (const Health::Rank& rank : health.ranks) {
+    const EngineStats& stats = rank.known.stats;
+    v1::RankStatus& status = *out.add_ranks();
+    status.set_rank(rank.known.rank);
+    status.set_lost(std::string(rank.known.failure.message()));
+    status.set_progresses(rank.progresses);
+    status.set_step_age_ms(absl::ToInt64Milliseconds(stats.step_age));
+    if (stats.place.waits_for >= 0) status.set_waits_for(stats.place.waits_for);
+    status.set_num_running(stats.num_running);
+    status.set_num_queued(stats.num_queued);
+    status.set_num_blocks(stats.num_blocks);
+    status.set_num_free_blocks(stats.num_free_blocks);
+    status.set_num_steps(stats.num_steps);
+    status.set_num_prompt_tokens(stats.num_prompt_tokens);
+    status.set_num_new_tokens(stats.num_new_tokens);
+    status.set_largest_token_gap_ms(absl::ToInt64Milliseconds(stats.largest_token_gap));
+  }
+  return out;
+}
+
 }  // namespace jevons

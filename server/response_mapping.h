@@ -5,6 +5,7 @@
 
 #include "engine/token_stream.h"
 #include "jevons/v1/inference.pb.h"
+#include "server/health_monitor.h"
 
 namespace jevons {
 
@@ -20,5 +21,7 @@ std::vector<v1::GenerateResponse> MapChunk(StreamChunk chunk, TokenIdMode mode);
 
 // OK for an end that has a terminal message; else the status that the call ends with.
 absl::Status EndStatus(const StreamEnd& end);
+
+v1::GetStatusResponse MapHealth(const Health& health);
 
 }  // namespace jevons

@@ -7,7 +7,9 @@
 #include "grpcpp/health_check_service_interface.h"
 #include "grpcpp/server.h"
 #include "grpcpp/server_builder.h"
+#include "server/close_connections.h"
 #include "server/grpc_service.h"
+#include "server/health_monitor.h"
 #include "server/listen.h"
 
 namespace jevons {
@@ -18,24 +20,24 @@ constexpr int kServerPingMs = 30'000;  // with the next line: a dead peer is not
 constexpr int kServerPingTimeoutMs = 20'000;
 constexpr int kMaxConnectionIdleMs = 900'000;            // above the idle limits of common proxies
 constexpr absl::Duration kFlushTime = absl::Seconds(5);  // for a client that reads slowly
-constexpr absl::Duration kCloseTime =
-    absl::Seconds(1);  // for idle clients to close their connections
-constexpr char kServiceName[] = "jevons.v1.Inference";
+constexpr absl::Duration kCloseTime = absl::Seconds(1);  // for what was written to arrive
 
 class ServerImpl : public Server {
  public:
-  explicit ServerImpl(Engine* engine) : engine_(engine), service_(GrpcService::Create(engine)) {}
+  ServerImpl(Engine* engine, absl::Duration stall_time)
+      : engine_(engine),
+        service_(GrpcService::Create(engine, &health_)),
+        health_(engine, stall_time) {}
 
   ~ServerImpl() override {
     service_->AbortAll(absl::UnavailableError("the server is shutting down"));
-    ShutdownServer(kFlushTime);
+    ShutdownServer();
   }
 
   absl::Status Listen(const ServerOptions& options) {
     ASSIGN_OR_RETURN(const HostPort parsed, ParseAddress("listen", options.listen));
     grpc::ServerBuilder builder;
-    int port = 0;
-    builder.AddListeningPort(options.listen, grpc::InsecureServerCredentials(), &port);
+    builder.AddListeningPort(options.listen, grpc::InsecureServerCredentials(), &port_);
     builder.RegisterService(service_->service());
     builder.SetMaxReceiveMessageSize(options.max_message_mb << 20);
     // Else a second server on the port would silently take half of the connections.
@@ -48,22 +50,21 @@ class ServerImpl : public Server {
     builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
     builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_IDLE_MS, kMaxConnectionIdleMs);
     server_ = builder.BuildAndStart();
-    if (server_ == nullptr || port == 0) {
+    if (server_ == nullptr || port_ == 0) {
       return absl::UnavailableError(
           absl::StrCat("listen: cannot listen on ", options.listen, ": ", ListenFault(parsed)));
     }
-    address_ = absl::StrCat(options.listen.substr(0, options.listen.rfind(':')), ":", port);
-    SetHealth(Health::kServing);
+    address_ = absl::StrCat(options.listen.substr(0, options.listen.rfind(':')), ":", port_);
+    health_.Publish(server_->GetHealthCheckService());
     return absl::OkStatus();
   }
 
   const std::string& address() const override { return address_; }
 
   void Drain(absl::Duration patience) override {
-    SetHealth(Health::kNotServing);
+    health_.SetDraining();
     engine_->Drain(patience);
-    const bool idle = service_->WaitIdle(kFlushTime);
-    ShutdownServer(idle ? kCloseTime : absl::ZeroDuration());
+    ShutdownServer();
   }
 
   void AbortAll() override {
@@ -71,20 +72,13 @@ class ServerImpl : public Server {
   }
 
  private:
-  enum class Health { kServing, kNotServing };
-
-  void SetHealth(Health health) {
-    grpc::HealthCheckServiceInterface* service = server_->GetHealthCheckService();
-    if (service == nullptr) return;
-    service->SetServingStatus(health == Health::kServing);
-    service->SetServingStatus(kServiceName, health == Health::kServing);
-  }
-
-  // A client that does not read could hold its call for ever: after `patience` gRPC cancels it.
-  void ShutdownServer(absl::Duration patience) {
-    std::call_once(shutdown_, [this, patience] {
+  // A client that does not read could hold its call for ever: in the end gRPC cancels it.
+  void ShutdownServer() {
+    std::call_once(shutdown_, [this] {
       if (server_ == nullptr) return;
-      server_->Shutdown(std::chrono::system_clock::now() + absl::ToChronoMilliseconds(patience));
+      service_->WaitIdle(kFlushTime);
+      CloseConnections(port_, kCloseTime);
+      server_->Shutdown(std::chrono::system_clock::now());
       server_->Wait();
     });
   }
@@ -92,7 +86,9 @@ class ServerImpl : public Server {
   Engine* const engine_;
   const std::unique_ptr<GrpcService> service_;
   std::unique_ptr<grpc::Server> server_;  // below `service_`: it goes first
+  HealthMonitor health_;                  // below `server_`: it tells its health service
   std::string address_;
+  int port_ = 0;
   std::once_flag shutdown_;
 };
 
@@ -105,7 +101,7 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
     grpc::EnableDefaultHealthCheckService(true);
     grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   });
-  auto out = std::make_unique<ServerImpl>(engine);
+  auto out = std::make_unique<ServerImpl>(engine, options.stall_time);
   RETURN_IF_ERROR(out->Listen(options));
   return out;
 }

@@ -4,14 +4,16 @@
 #include <memory>
 #include <string>
 
+#include "absl/time/time.h"
 #include "base/status.h"
 #include "engine/engine.h"
 
 namespace jevons {
 
 struct ServerOptions {
-  std::string listen = "127.0.0.1:50051";  // port 0: a free one
-  int32_t max_message_mb = 16;             // [1, 2047], largest request in MiB
+  std::string listen = "127.0.0.1:50051";         // port 0: a free one
+  int32_t max_message_mb = 16;                    // [1, 2047], largest request in MiB
+  absl::Duration stall_time = absl::Seconds(30);  // see HealthMonitor
 };
 
 // Thread-safe.

@@ -181,21 +181,17 @@ void ChaosClients::ReportGapLocked(Slot& slot) {
   slot.worst_gap = absl::ZeroDuration();
 }
 
-// Only UNAVAILABLE is promised, to calls that end after the moment from which it is. gRPC itself cancels
-// a call that reaches a server as it closes.
+// Only UNAVAILABLE is promised, to calls that end after the moment from which it is.
 bool ChaosClients::Excused(const Slot& slot, const absl::Status& status) const {
   MutexLock lock(&mutex_);
   if (excuse_ == Excuse::kNone) return false;
   const bool started = slot.first < excuse_time_;
-  if (absl::IsCancelled(status)) return !started && slot.first == absl::InfiniteFuture();
   return absl::IsUnavailable(status) && (excuse_ == Excuse::kAll || !started);
 }
 
 void ChaosClients::Judge(const Slot& slot, const Plan& plan, const Generation& got) {
   if (!got.status.ok() && Excused(slot, got.status)) {
-    report_->Count(absl::IsCancelled(got.status)
-                       ? "calls cancelled by gRPC as the server closed"
-                       : "calls refused or ended where that was promised");
+    report_->Count("calls refused or ended where that was promised");
     return;
   }
   report_->Count("calls");

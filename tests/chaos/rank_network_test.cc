@@ -17,8 +17,11 @@ constexpr absl::Duration kTimeout = absl::Milliseconds(1500);
 // From a cut to the end of the streams, beside the timeout; a machine that is busy is given more.
 constexpr absl::Duration kToNotice = absl::Seconds(1);
 constexpr absl::Duration kMoreTime = absl::Seconds(10);
-// Of an exchange that waits for a rank; see CommunicatorOptions.
-constexpr absl::Duration kExchangeTime = absl::Seconds(30);
+// Less than an exchange waits for what was sent, which is 3 s, and the timeout.
+constexpr absl::Duration kShortCut = absl::Seconds(4);
+// Until two ranks that do not reach each other are parted: these 3 s, an attempt to connect, which takes
+// 4 s, the timeout, and a group of the rest.
+constexpr absl::Duration kToPart = absl::Seconds(15);
 
 // The lab is made before any test has started a thread.
 class RankNetworkTest : public testing::Test {
@@ -156,14 +159,15 @@ TEST_F(RankNetworkTest, TheOthersGoOnWithoutARankThatIsCutOff) {
   }
 }
 
-// Heartbeats of all arrive, but two ranks do not reach each other for longer than an exchange waits.
+// Heartbeats of all arrive, but two ranks do not reach each other. The way is back when the others would
+// form a group for the first time.
 TEST_F(RankNetworkTest, TwoRanksThatDoNotReachEachOtherForAWhileLoseNothing) {
   const auto group = StartGroup(kTimeout);
   ASSERT_NE(group, nullptr);
   LongCalls calls(group->address(), 2 * kNumRanks);
   ASSERT_TRUE(calls.AllStarted());
   lab().SetBetween({1, 2}, {.loss = 1});
-  absl::SleepFor(kExchangeTime + kToNotice);
+  absl::SleepFor(kShortCut);
   lab().SetBetween({1, 2}, {});
   const absl::Duration paused = calls.UntilAllGoOn(kLongest);
   RecordProperty("paused_after_the_cut_ms", absl::StrCat(absl::ToInt64Milliseconds(paused)));
@@ -172,6 +176,53 @@ TEST_F(RankNetworkTest, TwoRanksThatDoNotReachEachOtherForAWhileLoseNothing) {
   calls.Join();
   ExpectBeginnings(calls);
   EXPECT_EQ(group->End(SIGTERM, kLongest), "");
+}
+
+TEST_F(RankNetworkTest, OfTwoRanksThatNeverReachEachOtherOneIsLeftBehind) {
+  const auto group = StartGroup(kTimeout);
+  ASSERT_NE(group, nullptr);
+  LongCalls calls(group->address(), 2 * kNumRanks);
+  ASSERT_TRUE(calls.AllStarted());
+  lab().SetBetween({1, 2}, {.loss = 1});
+  group->ExpectLoss(2);
+  const auto client = Client::Connect(group->address());
+  EXPECT_TRUE(WaitFor([&] {
+    const auto status = client->GetStatus();
+    return status.ok() && status->ranks(1).waits_for() == 2;
+  }));
+  const absl::Duration paused = calls.UntilAllGoOn(kLongest);
+  RecordProperty("parted_after_ms", absl::StrCat(absl::ToInt64Milliseconds(paused)));
+  EXPECT_LT(paused, kToPart + kMoreTime);
+  EXPECT_TRUE(WaitFor([&] { return !group->Runs(2); }));
+  // It would break the group again.
+  const std::string leader = absl::StrCat(NetworkLab::Address(0), ":50052");
+  const auto again = lab().Start(
+      2, Serve(kNumRanks, {"--transport", "processes", "--rank", "2", "--leader", leader}));
+  EXPECT_EQ(again->Wait(kSoon), 1);
+  const auto status = client->GetStatus();
+  ASSERT_TRUE(status.ok()) << status.status();
+  EXPECT_NE(status->ranks(2).lost(), "");
+  EXPECT_EQ(group->CheckProcesses(), "");
+  calls.Join();
+  ExpectBeginnings(calls);
+  EXPECT_EQ(group->End(SIGTERM, kLongest), "");
+  lab().SetBetween({1, 2}, {});
+}
+
+// What one rank sends to another is lost, and nothing else.
+TEST_F(RankNetworkTest, AWayThatIsCutInOneDirectionIsFoundToo) {
+  const auto group = StartGroup(kTimeout);
+  ASSERT_NE(group, nullptr);
+  LongCalls calls(group->address(), 2 * kNumRanks);
+  ASSERT_TRUE(calls.AllStarted());
+  lab().SetPath(3, 1, {.loss = 1});
+  group->ExpectLoss(3);
+  EXPECT_LT(calls.UntilAllGoOn(kLongest), kToPart + kMoreTime);
+  EXPECT_EQ(group->CheckProcesses(), "");
+  calls.Join();
+  ExpectBeginnings(calls);
+  EXPECT_EQ(group->End(SIGTERM, kLongest), "");
+  lab().SetPath(3, 1, {});
 }
 
 }  // namespace

@@ -62,12 +62,14 @@ class RankServer {
     EXPECT_NE(begin, std::string::npos) << "not ready: " << ready_;
     if (begin == std::string::npos) return;
     const size_t start = begin + 7;
-    client_ = Client::Connect(ready_.substr(start, ready_.find(' ', start) - start));
+    address_ = ready_.substr(start, ready_.find(' ', start) - start);
+    client_ = Client::Connect(address_);
     ranks_ = RankChildrenOf(process_->pid());
   }
 
   bool ok() const { return client_ != nullptr; }
   const std::string& ready() const { return ready_; }
+  const std::string& address() const { return address_; }
   Process& process() { return *process_; }
   Client& client() { return *client_; }
   // The processes of ranks that it started, by rank.
@@ -85,6 +87,7 @@ class RankServer {
  private:
   std::unique_ptr<Process> process_;
   std::string ready_;
+  std::string address_;
   std::unique_ptr<Client> client_;
   std::map<int, pid_t> ranks_;
 };

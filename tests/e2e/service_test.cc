@@ -4,6 +4,7 @@
 
 #include "gmock/gmock.h"
 #include "tests/e2e/demo_server.h"
+#include "tests/support/grpc_health.h"
 #include "tests/support/http2_client.h"
 #include "tests/support/process.h"
 
@@ -12,27 +13,15 @@ namespace {
 
 using testing::HasSubstr;
 
-constexpr char kHealth[] = "/grpc.health.v1.Health/Check";
 constexpr char kReflection[] = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo";
 constexpr char kGenerate[] = "/jevons.v1.Inference/Generate";
-constexpr size_t kFrameBytes = 5;
 constexpr absl::Duration kLimit = absl::Minutes(2);
-
-// The health service's answer: 1 serving, 2 not serving; -1 for none.
-int HealthOf(const std::string& address, const std::string& service) {
-  std::string request;
-  if (!service.empty())
-    request = "\x0a" + std::string(1, static_cast<char>(service.size())) + service;
-  const Http2Answer answer = CallHttp2(address, {.path = kHealth, .message = request});
-  if (answer.status() != 0 || answer.data.size() != kFrameBytes + 2) return -1;
-  return answer.data[kFrameBytes + 1];
-}
 
 TEST(ServiceTest, HealthServes) {
   DemoServer server;
   ASSERT_TRUE(server.ok());
-  EXPECT_EQ(HealthOf(server.server().address(), ""), 1);
-  EXPECT_EQ(HealthOf(server.server().address(), "jevons.v1.Inference"), 1);
+  EXPECT_EQ(GrpcHealthOf(server.server().address(), ""), 1);
+  EXPECT_EQ(GrpcHealthOf(server.server().address(), "jevons.v1.Inference"), 1);
 }
 
 TEST(ServiceTest, ReflectionListsTheService) {
@@ -105,7 +94,7 @@ TEST(ServiceTest, DrainFinishesWhatRunsAndRefusesTheRest) {
   ASSERT_TRUE(WaitFor([&] { return server.engine().stats().num_running == 1; }));
   std::thread drain([&] { server.server().Drain(absl::Minutes(2)); });
   EXPECT_TRUE(WaitFor(
-      [&] { return server.engine().stats().num_running == 0 || HealthOf(address, "") == 2; }));
+      [&] { return server.engine().stats().num_running == 0 || GrpcHealthOf(address, "") == 2; }));
   call.join();
   drain.join();
   EXPECT_TRUE(running.status.ok()) << running.status;
@@ -202,7 +191,7 @@ TEST(BinaryTest, ASecondSignalEndsAtOnce) {
   }
   for (const auto& call : calls) ASSERT_TRUE(WaitFor([&] { return call->begun(); }));
   server.process().Signal(SIGTERM);
-  ASSERT_TRUE(WaitFor([&] { return HealthOf(server.address(), "") != 1; }));
+  ASSERT_TRUE(WaitFor([&] { return GrpcHealthOf(server.address(), "") != 1; }));
   server.process().Signal(SIGTERM);
   for (const auto& call : calls) {
     const Generation& got = call->Join();

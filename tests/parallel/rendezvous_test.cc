@@ -85,6 +85,15 @@ TEST_F(RendezvousTest, ALeaderThatIsNotThereIsNamed) {
   EXPECT_LT(absl::Now() - start, absl::Seconds(10));
 }
 
+TEST_F(RendezvousTest, ARankThatIsNotWantedAnyMoreDoesNotWaitForTheLeader) {
+  RendezvousOptions options = Rank(1);
+  options.timeout = absl::Minutes(5);
+  const absl::Time start = absl::Now();
+  options.cancelled = [start] { return absl::Now() > start + absl::Milliseconds(100); };
+  ExpectError(JoinAll({options})[0].status(), absl::StatusCode::kCancelled, {"rank 1", leader_});
+  EXPECT_LT(absl::Now() - start, absl::Seconds(30));
+}
+
 TEST_F(RendezvousTest, ALeaderThatSaysNothingIsNamed) {
   const auto silent = Socket::Listen(leader_);
   ASSERT_TRUE(silent.ok()) << silent.status();

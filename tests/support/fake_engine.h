@@ -101,7 +101,14 @@ class FakeEngine : public Engine {
     }
   }
   EngineStats stats() const override { return {}; }
-  absl::Status failure() const override { return absl::OkStatus(); }
+  absl::Status failure() const override {
+    MutexLock lock(&mutex_);
+    return failure_;
+  }
+  std::vector<RankStats> rank_stats() const override {
+    MutexLock lock(&mutex_);
+    return ranks_;
+  }
   absl::Status CheckIntegrity() override { return absl::OkStatus(); }
   const ModelConfig& config() const override { return config_; }
   const Tokenizer& tokenizer() const override { return tokenizer_; }
@@ -113,6 +120,15 @@ class FakeEngine : public Engine {
   // Before any thread uses the engine.
   ModelConfig& mutable_config() { return config_; }
   GenerationLimits& mutable_limits() { return limits_; }
+
+  void SetRanks(std::vector<RankStats> ranks) {
+    MutexLock lock(&mutex_);
+    ranks_ = std::move(ranks);
+  }
+  void FailWith(absl::Status status) {
+    MutexLock lock(&mutex_);
+    failure_ = std::move(status);
+  }
 
   void RefuseWith(absl::Status status) {
     MutexLock lock(&mutex_);
@@ -160,10 +176,12 @@ class FakeEngine : public Engine {
   EngineOptions options_;
   const ByteTokenizer tokenizer_;
   const JsonChatFormat chat_format_;
-  Mutex mutex_;
+  mutable Mutex mutex_;
   CondVar changed_;
   std::vector<Taken> taken_ ABSL_GUARDED_BY(mutex_);
   absl::Status refuse_ ABSL_GUARDED_BY(mutex_);
+  absl::Status failure_ ABSL_GUARDED_BY(mutex_);
+  std::vector<RankStats> ranks_ ABSL_GUARDED_BY(mutex_) = {RankStats()};
   bool draining_ ABSL_GUARDED_BY(mutex_) = false;
 };
 

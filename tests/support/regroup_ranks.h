@@ -63,7 +63,7 @@ class RegroupRanks {
           RankEngine::Regrouping{
               .join = [this, r](const Membership& membership,
                                 const auto&) { return Join(r, membership); },
-              .broken = [this](int64_t, const absl::Status&) { ++num_broken_; }});
+              .broken = [this](const GroupBreak&) { ++num_broken_; }});
     }
   }
   // Members of an intact group end at the same time.

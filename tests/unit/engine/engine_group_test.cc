@@ -135,6 +135,47 @@ TEST_P(EngineGroupTest, AConversationGoesWhereItsFirstTurnIsCached) {
             8);
 }
 
+// Ranks step together: however long the prompt of one is, a stream of another gets a token in each step.
+TEST_P(EngineGroupTest, DecodeGetsATokenInEachStepOfALongPromptOnAnotherRank) {
+  EngineOptions options = Options(2);
+  options.max_num_batched_tokens = 8;
+  const auto group = StartGroup(GetParam(), options, &clock_);
+  GenerationRequest decodes = RandomRequests(1, 1900)[0];
+  decodes.prompt_ids.resize(1);
+  const auto stream = *group->Submit(decodes);
+  while (group->stats().num_new_tokens < 5) absl::SleepFor(absl::Milliseconds(1));
+  GenerationRequest is_long = RandomRequests(1, 1)[0];
+  is_long.prompt_ids.resize(600, 7);
+  const RankStats before = group->rank_stats()[0];
+  EXPECT_TRUE(ReadAll(**group->Submit(is_long)).end.error.ok());
+  const std::vector<RankStats> after = group->rank_stats();
+  EXPECT_EQ(after[1].stats.num_steps, 600 / 8);
+  EXPECT_GE(after[0].stats.num_new_tokens - before.stats.num_new_tokens, 600 / 8 - 1);
+  EXPECT_EQ(after[0].stats.num_steps, after[0].stats.num_new_tokens);
+  EXPECT_LT(after[0].stats.num_new_tokens, decodes.max_new_tokens);
+  stream->Cancel();
+  ReadAll(*stream);
+}
+
+TEST_P(EngineGroupTest, TheLargestGapBetweenTwoTokensOfARequestIsKept) {
+  FakeClock clock;
+  const auto group = StartGroup(GetParam(), Options(2), &clock);
+  const auto stream = *group->Submit(RandomRequests(1, 1900)[0]);
+  const auto wait_for_more = [&](int tokens) {
+    const int64_t wanted = group->stats().num_new_tokens + tokens;
+    while (group->stats().num_new_tokens < wanted) absl::SleepFor(absl::Milliseconds(1));
+  };
+  wait_for_more(3);
+  EXPECT_EQ(group->stats().largest_token_gap, absl::ZeroDuration());
+  for (const int seconds : {7, 2}) {
+    clock.Advance(absl::Seconds(seconds));
+    wait_for_more(3);
+  }
+  EXPECT_EQ(group->stats().largest_token_gap, absl::Seconds(7));
+  stream->Cancel();
+  ReadAll(*stream);
+}
+
 TEST_P(EngineGroupTest, CancelsAndRandomLengthsLeaveNothingBehind) {
   const auto group = StartGroup(GetParam(), Options(3), &clock_);
   Random random(3);

@@ -93,7 +93,7 @@ class LateRanks : public RemoteRanks {
     return out;
   }
   void Listen(Listener*) override {}
-  void Broken(int64_t, const absl::Status&) override {}
+  void Broken(const GroupBreak&) override {}
   void Fail(const absl::Status&) override {}
   absl::Status failure() const override { return absl::OkStatus(); }
 

@@ -157,7 +157,11 @@ TEST(RankWireTest, StatsArriveAsTheyWere) {
                              .num_cached_tokens = 11,
                              .num_new_tokens = int64_t{9} << 40,
                              .num_moved_layers = 0,
-                             .group_epoch = 10};
+                             .group_epoch = 10,
+                             .step_age = absl::Microseconds(11),
+                             .largest_token_gap = absl::Seconds(12),
+                             .place = {.position = 13, .waits_for = 0, .behind_rows = true},
+                             .place_epoch = 14};
   const EngineStats got = FromWire(Carried(ToWire(stats)));
   EXPECT_EQ(got.num_queued, 1);
   EXPECT_EQ(got.num_running, 2);
@@ -170,6 +174,33 @@ TEST(RankWireTest, StatsArriveAsTheyWere) {
   EXPECT_EQ(got.num_cached_tokens, 11);
   EXPECT_EQ(got.num_new_tokens, int64_t{9} << 40);
   EXPECT_EQ(got.group_epoch, 10);
+  EXPECT_EQ(got.step_age, absl::Microseconds(11));
+  EXPECT_EQ(got.largest_token_gap, absl::Seconds(12));
+  EXPECT_EQ(got.place.position, 13);
+  EXPECT_EQ(got.place.waits_for, 0);
+  EXPECT_TRUE(got.place.behind_rows);
+  EXPECT_EQ(got.place_epoch, 14);
+  const EngineStats alone = FromWire(Carried(ToWire(EngineStats())));
+  EXPECT_EQ(alone.place.waits_for, -1);
+  EXPECT_EQ(alone.place_epoch, -1);
+}
+
+TEST(RankWireTest, TheShapeOfAGroupArrivesAsItWas) {
+  const GroupShape shape = {
+      .max_model_len = 3, .kv_cache_tokens = int64_t{4} << 40, .num_slots = 5};
+  const GroupShape got = FromWire(Carried(ToWire(shape)).start().shape());
+  EXPECT_EQ(got.max_model_len, 3);
+  EXPECT_EQ(got.kv_cache_tokens, int64_t{4} << 40);
+  EXPECT_EQ(got.num_slots, 5);
+}
+
+TEST(RankWireTest, WhatARankHasSeenOfItsGroupsEndArrives) {
+  const GroupBreak seen = {
+      .epoch = 3, .status = absl::DeadlineExceededError("a\xff"), .unreached = {2, 0}};
+  const GroupBreak got = FromWire(Carried(ToWire(seen)).broken());
+  EXPECT_EQ(got.epoch, 3);
+  EXPECT_EQ(got.status, seen.status);
+  EXPECT_EQ(got.unreached, seen.unreached);
 }
 
 TEST(RankWireTest, ChangesOfThePrefixCacheArriveWithAHeartbeat) {

@@ -1,5 +1,8 @@
 #include "server/server.h"
 
+#include <atomic>
+#include <map>
+#include <mutex>
 #include <thread>
 
 #include "absl/synchronization/notification.h"
@@ -204,6 +207,41 @@ TEST_F(ServerTest, DrainEndsTheRestWithUnavailable) {
   server_->Drain(absl::ZeroDuration());
   Join();
   EXPECT_EQ(status_, absl::UnavailableError("shutting down"));
+}
+
+// Clients that call again and again while the server drains and closes, each over its own connection.
+TEST_F(ServerTest, WhateverArrivesWhileItClosesIsUnavailable) {
+  constexpr int kNumClients = 12;
+  std::atomic<bool> stop = false;
+  std::mutex mutex;
+  std::map<grpc::StatusCode, int> counts;
+  std::string other;
+  std::vector<std::thread> threads;
+  for (int i = 0; i < kNumClients; ++i) {
+    threads.emplace_back([&] {
+      grpc::ChannelArguments arguments;
+      arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+      const auto stub = v1::Inference::NewStub(grpc::CreateCustomChannel(
+          server_->address(), grpc::InsecureChannelCredentials(), arguments));
+      while (!stop) {
+        grpc::ClientContext context;
+        const auto reader = stub->Generate(&context, Request());
+        v1::GenerateResponse message;
+        while (reader->Read(&message)) continue;
+        const grpc::Status status = reader->Finish();
+        const std::lock_guard<std::mutex> lock(mutex);
+        ++counts[status.error_code()];
+        if (status.error_code() != grpc::StatusCode::UNAVAILABLE) other = status.error_message();
+      }
+    });
+  }
+  engine_.WaitStream(kNumClients - 1);
+  server_->Drain(absl::ZeroDuration());
+  stop = true;
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(counts.size(), 1u) << other;
+  EXPECT_GT(counts[grpc::StatusCode::UNAVAILABLE], 2 * kNumClients);
+  for (const auto& [code, count] : counts) RecordProperty(absl::StrCat("code_", code), count);
 }
 
 TEST_F(ServerTest, DestroyingTheServerEndsOpenCalls) {
