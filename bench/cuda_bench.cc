@@ -77,8 +77,11 @@ int Run(const Flags& flags) {
     for (const CudaCase& c : cases) std::printf("%-24s %s\n", c.name.c_str(), c.what.c_str());
     return 0;
   }
-  const auto backend = [] { return CreateCudaBackend({.device = 0, .records_steps = true}); };
-  const absl::Status usable = backend().status();
+  const auto backend = [](Launches launches) {
+    return CreateCudaBackend(
+        {.device = 0, .records_steps = true, .early_launches = launches == Launches::kEarly});
+  };
+  const absl::Status usable = backend(Launches::kEarly).status();
   if (!usable.ok()) {
     std::printf("skipped: %s\n", std::string(usable.message()).c_str());
     return kSkipped;

@@ -39,7 +39,7 @@ double SecondsSince(Clock::time_point begin) {
 
 absl::StatusOr<Backend*> CudaBench::backend() {
   if (backend_ == nullptr) {
-    ASSIGN_OR_RETURN(backend_, NewBackend());
+    ASSIGN_OR_RETURN(backend_, NewBackend(Launches::kInTurn));
     ASSIGN_OR_RETURN(mark_, backend_->Allocate(16));
   }
   return backend_.get();

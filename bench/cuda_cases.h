@@ -21,19 +21,25 @@ struct CudaBenchOptions {
   absl::Time deadline = absl::InfiniteFuture();
 };
 
+// How the kernels of a step begin (CudaBackendOptions::early_launches).
+enum class Launches { kEarly, kInTurn };
+
 // What a case is given. Used by one thread at a time.
 class CudaBench {
  public:
   CudaBench(const CudaBenchOptions& options, CudaReport& report,
-            std::function<absl::StatusOr<std::unique_ptr<Backend>>()> make_backend)
+            std::function<absl::StatusOr<std::unique_ptr<Backend>>(Launches)> make_backend)
       : options_(options), report_(report), make_backend_(std::move(make_backend)) {}
 
   const CudaBenchOptions& options() const { return options_; }
   CudaReport& report() { return report_; }
   bool TimeIsUp() const { return absl::Now() > options_.deadline; }
   // A CUDA backend that records steps, for a case that wants one of its own.
-  absl::StatusOr<std::unique_ptr<Backend>> NewBackend() const { return make_backend_(); }
-  // The one that the cases of single ops share.
+  absl::StatusOr<std::unique_ptr<Backend>> NewBackend(Launches launches) const {
+    return make_backend_(launches);
+  }
+  // The one that the cases of single ops share. Its kernels begin in turn, so that a time is that of
+  // one kernel.
   absl::StatusOr<Backend*> backend();
 
   // Times op(0) .. op(rotations - 1), which differ in the memory that they touch so that no cache
@@ -49,7 +55,7 @@ class CudaBench {
 
   const CudaBenchOptions options_;
   CudaReport& report_;
-  std::function<absl::StatusOr<std::unique_ptr<Backend>>()> make_backend_;
+  std::function<absl::StatusOr<std::unique_ptr<Backend>>(Launches)> make_backend_;
   std::unique_ptr<Backend> backend_;
   std::unique_ptr<Buffer> mark_;  // read to wait
   int64_t next_key_ = 0;

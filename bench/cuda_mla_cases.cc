@@ -4,11 +4,13 @@
 
 #include "absl/strings/str_cat.h"
 #include "bench/cuda_cases.h"
+#include "bench/cuda_random_backend.h"
 
 namespace jevons {
 namespace {
 
 constexpr int64_t kBlock = 64;
+constexpr int64_t kMostValueTokens = 8;  // with W_UV in attention's launch
 
 // Decode: published for one H100, the core alone, bf16 cache, in us.
 struct Shape {
@@ -18,9 +20,14 @@ struct Shape {
   double peer_us_16 = 0;
   double peer_us_128 = 0;
 };
-constexpr Shape kDecode[] = {{1, 1024, 1, 14.7, 17.6},   {32, 1024, 1, 28.6, 50.6},
-                             {64, 1024, 1, 46.7, 55.9},  {256, 1024, 1, 121, 187},
-                             {64, 4096, 1, 119, 139},    {256, 4096, 1, 413, 535},
+constexpr Shape kDecode[] = {{1, 1024, 1, 14.7, 17.6},
+                             {8, 1024, 1},
+                             {1, 16384, 1},
+                             {32, 1024, 1, 28.6, 50.6},
+                             {64, 1024, 1, 46.7, 55.9},
+                             {256, 1024, 1, 121, 187},
+                             {64, 4096, 1, 119, 139},
+                             {256, 4096, 1, 413, 535},
                              {256, 16384, 1, 1582, 1862}};
 // Prompts: peers compute the form with keys and values of each head, of fewer flops; their time for
 // the same prompt stands here (544 and 590 TFLOP/s).
@@ -73,9 +80,27 @@ absl::Status RunShape(CudaBench& bench, const std::string& name, DType type, int
   const double peer_us = heads == 16 ? shape.peer_us_16 : heads == 128 ? shape.peer_us_128 : 0;
   row.peer_us = type == DType::kBF16 ? peer_us : 0;
   row.peer = n == 1 ? "TRT-LLM on an H100" : "TRT-LLM on an H100, other form";
-  return bench.Measure(row, static_cast<int>(layers), args.out, [&](int i) {
+  RETURN_IF_ERROR(bench.Measure(row, static_cast<int>(layers), args.out, [&](int i) {
     args.cache = cache.Slice(i * blocks, blocks);
     return backend->MlaAttention(args);
+  }));
+  if (tokens > kMostValueTokens) return absl::OkStatus();
+  // The same with its values, in one launch.
+  const int64_t v = bench.options().tiny ? 64 : 128;
+  std::vector<std::unique_ptr<Weight>> uv;
+  for (int64_t i = 0; i < layers; ++i) {
+    ASSIGN_OR_RETURN(uv.emplace_back(),
+                     MakeRandomWeight(static_cast<int32_t>(heads), v, latent, DType::kBF16,
+                                      WeightUse::kPlain, static_cast<uint64_t>(i)));
+  }
+  ASSIGN_OR_RETURN(const TensorView values, t.Unset(DType::kBF16, {tokens, heads, v}));
+  absl::StrAppend(&row.name, "_values");
+  row.peer_us = 0;
+  row.bytes += static_cast<double>(2 * heads * v * (latent + tokens));
+  row.flops += 2 * static_cast<double>(tokens * heads * v * latent);
+  return bench.Measure(row, static_cast<int>(layers), values, [&](int i) {
+    args.cache = cache.Slice(i * blocks, blocks);
+    return backend->MlaValues({args, uv[i].get(), values});
   });
 }
 

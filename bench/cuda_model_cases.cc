@@ -2,7 +2,8 @@
 //
 // A step is everything from token ids to the chosen tokens on the host: the step's arrays, the
 // layers, the head, sampling (greedy). "step" waits for the tokens of each step, "queue" once after
-// ten steps: what the device alone needs.
+// ten steps: what the device alone needs. "in_turn" is the same with each kernel after the end of the
+// one in front: what early launches bring.
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -33,10 +34,11 @@ struct StepShape {
 
 class ModelBench {
  public:
-  ModelBench(CudaBench& bench, std::string name, bool fp8)
+  ModelBench(CudaBench& bench, std::string name, bool fp8, Launches launches)
       : bench_(bench),
         name_(std::move(name)),
         fp8_(fp8),
+        launches_(launches),
         config_(V2LiteConfig(bench.options().tiny)) {}
 
   absl::Status Run() {
@@ -45,6 +47,9 @@ class ModelBench {
                                      {"prefill", 1, 512, 512},  {"prefill", 1, 4096, 4096},
                                      {"prefill", 1, 8192, 8192}};
     if (bench_.options().tiny) shapes = {{"decode", 1, 1, 70}, {"prefill", 1, 9, 9}};
+    if (launches_ == Launches::kInTurn) {
+      std::erase_if(shapes, [](const StepShape& s) { return s.num_tokens > 1; });
+    }
     RETURN_IF_ERROR(Load(shapes));
     for (const StepShape& shape : shapes) {
       if (bench_.TimeIsUp()) return absl::OkStatus();
@@ -63,7 +68,7 @@ class ModelBench {
       max_blocks = std::max(max_blocks, s.num_seqs * BlocksFor(s.context));
     }
     const auto begin = Clock::now();
-    ASSIGN_OR_RETURN(auto inner, bench_.NewBackend());
+    ASSIGN_OR_RETURN(auto inner, bench_.NewBackend(launches_));
     backend_ = std::make_unique<RandomBackend>(std::move(inner));
     const ShapeCheckpoint checkpoint(config_, fp8_ ? DType::kF8E4M3 : DType::kBF16);
     ASSIGN_OR_RETURN(ModelWeights weights, LoadModelWeights(config_, checkpoint, *backend_));
@@ -131,6 +136,7 @@ class ModelBench {
     const bool finite = std::isfinite(logprob_);
     for (const Mode mode : {Mode::kGraphs, Mode::kDirect}) {
       if (bench_.TimeIsUp()) return absl::OkStatus();
+      if (mode == Mode::kDirect && launches_ == Launches::kInTurn) continue;
       backend_->set_mode(mode);
       for (int i = 0; i < 3; ++i) RETURN_IF_ERROR(Step());
       for (const bool wait : {true, false}) {
@@ -195,6 +201,7 @@ class ModelBench {
   CudaBench& bench_;
   const std::string name_;
   const bool fp8_;
+  const Launches launches_;
   const ModelConfig config_;
   std::unique_ptr<RandomBackend> backend_;
   std::unique_ptr<ModelRunner> runner_;
@@ -213,7 +220,11 @@ std::vector<CudaCase> ModelCases() {
   for (const bool fp8 : {false, true}) {
     const std::string name = absl::StrCat("v2lite/model_", fp8 ? "fp8" : "bf16");
     out.push_back({name, "whole steps, 27 layers, with and without graphs",
-                   [=](CudaBench& b) { return ModelBench(b, name, fp8).Run(); }});
+                   [=](CudaBench& b) { return ModelBench(b, name, fp8, Launches::kEarly).Run(); }});
+    const std::string in_turn = name + "_in_turn";
+    out.push_back({in_turn, "steps of decode without early launches", [=](CudaBench& b) {
+                     return ModelBench(b, in_turn, fp8, Launches::kInTurn).Run();
+                   }});
   }
   return out;
 }

@@ -144,6 +144,11 @@ absl::Status RandomBackend::Linear(const LinearArgs& args) {
   return Plain(inner_->Linear(args));
 }
 
+absl::Status RandomBackend::LinearAndNorm(const LinearAndNormArgs& args) {
+  CountWeight(*args.linear.weight, 1);
+  return Plain(inner_->LinearAndNorm(args));
+}
+
 absl::Status RandomBackend::HeadLinear(const HeadLinearArgs& args) {
   CountWeight(*args.weight, args.weight->num_groups());
   return Plain(inner_->HeadLinear(args));
@@ -164,15 +169,25 @@ absl::Status RandomBackend::MlaPrepare(const MlaPrepareArgs& args) {
   return Plain(inner_->MlaPrepare(args));
 }
 
+absl::Status RandomBackend::CountCache(const MlaAttentionArgs& args) {
+  if (mode_ != Mode::kCount) return absl::OkStatus();
+  std::vector<int32_t> lens(args.context_lens.dim(0));
+  RETURN_IF_ERROR(inner_->Read(TensorView(lens.data(), DType::kI32, {args.context_lens.dim(0)}),
+                               args.context_lens));
+  const int64_t entry_bytes = args.cache.dim(2) * DTypeBytes(args.cache.dtype);
+  for (int32_t len : lens) counts_.cache_bytes += static_cast<double>(len * entry_bytes);
+  return absl::OkStatus();
+}
+
 absl::Status RandomBackend::MlaAttention(const MlaAttentionArgs& args) {
-  if (mode_ == Mode::kCount) {
-    std::vector<int32_t> lens(args.context_lens.dim(0));
-    RETURN_IF_ERROR(inner_->Read(TensorView(lens.data(), DType::kI32, {args.context_lens.dim(0)}),
-                                 args.context_lens));
-    const int64_t entry_bytes = args.cache.dim(2) * DTypeBytes(args.cache.dtype);
-    for (int32_t len : lens) counts_.cache_bytes += static_cast<double>(len * entry_bytes);
-  }
+  RETURN_IF_ERROR(CountCache(args));
   return Plain(inner_->MlaAttention(args));
+}
+
+absl::Status RandomBackend::MlaValues(const MlaValuesArgs& args) {
+  RETURN_IF_ERROR(CountCache(args.attention));
+  CountWeight(*args.uv, args.uv->num_groups());
+  return Plain(inner_->MlaValues(args));
 }
 
 absl::Status RandomBackend::ExpertDispatch(const ExpertDispatchArgs& args) {

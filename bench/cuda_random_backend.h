@@ -85,6 +85,7 @@ class RandomBackend : public Backend {
     return Plain(inner_->GatherRows(args));
   }
   absl::Status Linear(const LinearArgs& args) override;
+  absl::Status LinearAndNorm(const LinearAndNormArgs& args) override;
   absl::Status HeadLinear(const HeadLinearArgs& args) override;
   absl::Status GroupedGemm(const GroupedGemmArgs& args) override;
   absl::Status GatedUp(const GatedUpArgs& args) override;
@@ -93,6 +94,7 @@ class RandomBackend : public Backend {
   }
   absl::Status MlaPrepare(const MlaPrepareArgs& args) override;
   absl::Status MlaAttention(const MlaAttentionArgs& args) override;
+  absl::Status MlaValues(const MlaValuesArgs& args) override;
   absl::Status RouteTopK(const RouteTopKArgs& args) override {
     return Plain(inner_->RouteTopK(args));
   }
@@ -115,6 +117,7 @@ class RandomBackend : public Backend {
     return status;
   }
   void CountWeight(const Weight& weight, double groups);
+  absl::Status CountCache(const MlaAttentionArgs& args);
   absl::Status CountExperts(const DispatchPlan& plan);
 
   std::unique_ptr<Backend> inner_;

@@ -29,6 +29,7 @@ struct KernelArgs {
 template <typename Expert, typename Out>
 __global__ void __launch_bounds__(kMostThreads)
     ExpertCombineKernel(const __grid_constant__ KernelArgs args) {
+  device::FollowKernelBefore();
   const ExpertCombineParams& p = args.p;
   const int64_t t = device::BlockIdxX();
   const int vector = device::BlockIdxY() * device::BlockDim() + device::ThreadIdx();
@@ -41,6 +42,7 @@ __global__ void __launch_bounds__(kMostThreads)
 template <typename Expert, typename Out>
 __global__ void __launch_bounds__(kNormThreads, 1)
     CombineAndNormKernel(const __grid_constant__ CombineAndNormArgs args) {
+  device::FollowKernelBefore();
   const int64_t t = device::BlockIdxX();
   using Delta = CombinedDelta<Expert>;
   const NormRow<float, Delta, Out> row(args.norm, t, Delta{args.combine, t, args.whole},
@@ -61,7 +63,7 @@ CombinePlan ChooseCombine(const ExpertCombineParams& p) {
   return plan;
 }
 
-cudaError_t LaunchExpertCombine(const ExpertCombineParams& p, const DeviceFacts&,
+cudaError_t LaunchExpertCombine(const ExpertCombineParams& p, const DeviceFacts& device,
                                 cudaStream_t stream) {
   if (p.expert_type == Element::kF16 || p.shared_type == Element::kF16 ||
       p.out_type == Element::kF16) {
@@ -72,6 +74,7 @@ cudaError_t LaunchExpertCombine(const ExpertCombineParams& p, const DeviceFacts&
   shape.grid =
       dim3(static_cast<unsigned>(p.num_tokens), static_cast<unsigned>(plan.blocks_per_token));
   shape.block = plan.threads;
+  shape.early = device.early;
   const bool from_f32 = p.expert_type == Element::kF32;
   const auto kernel =
       p.out_type == Element::kF32
@@ -94,12 +97,13 @@ bool CanCombineAndNorm(const ExpertCombineParams& combine, const RmsNormParams& 
 }
 
 cudaError_t LaunchCombineAndNorm(const ExpertCombineParams& combine, const RmsNormParams& norm,
-                                 const DeviceFacts&, cudaStream_t stream) {
+                                 const DeviceFacts& device, cudaStream_t stream) {
   if (!CanCombineAndNorm(combine, norm)) return cudaErrorInvalidValue;
   const CombinePlan plan = ChooseCombineAndNorm(combine, norm);
   LaunchShape shape;
   shape.grid = dim3(static_cast<unsigned>(norm.num_tokens));
   shape.block = plan.threads;
+  shape.early = device.early;
   shape.smem_bytes = sizeof(NormShared);
   const bool from_f32 = combine.expert_type == Element::kF32;
   const auto kernel =

@@ -12,6 +12,8 @@ namespace cuda {
 namespace {
 
 constexpr int kOldestMajor = 8;
+// The oldest that lets a kernel begin before the one in front has ended.
+constexpr int32_t kOldestEarlySm = 90;
 // Of a100, h100 and b200; attention needs most of it. Cards with 100 KB are left out.
 constexpr int64_t kLeastSmemBytes = 160 * 1024;
 
@@ -134,7 +136,19 @@ absl::StatusOr<std::unique_ptr<Readback>> CudaBackend::NewReadback(int64_t bytes
 }
 
 absl::Status CudaBackend::RunStep(int64_t key, absl::FunctionRef<absl::Status()> ops) {
-  return options_.records_steps ? graphs_.Run(key, ops, stream_) : ops();
+  const auto step = [&] {
+    in_step_ = options_.early_launches && facts_.sm >= kOldestEarlySm;
+    const absl::Status status = ops();
+    in_step_ = follows_kernel_of_step_ = false;
+    return status;
+  };
+  return options_.records_steps ? graphs_.Run(key, step, stream_) : step();
+}
+
+DeviceFacts CudaBackend::LaunchFacts() {
+  DeviceFacts facts = facts_;
+  facts.early = std::exchange(follows_kernel_of_step_, in_step_);
+  return facts;
 }
 
 absl::Status CudaBackend::Reserve(std::unique_ptr<DeviceBuffer>& scratch, int64_t bytes) {

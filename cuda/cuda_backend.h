@@ -13,6 +13,9 @@ namespace jevons {
 struct CudaBackendOptions {
   int32_t device = 0;
   bool records_steps = true;  // RunStep through CUDA graphs
+  // From sm_90 on a kernel of a step begins, and asks for its weights, before the one in front has
+  // ended. The results are the same. Not where others put kernels into the queue.
+  bool early_launches = true;
 };
 
 // Devices that a driver offers; 0 without one.

@@ -11,6 +11,7 @@
 #include "cuda/device_facts.h"
 #include "cuda/device_memory.h"
 #include "cuda/graph_cache.h"
+#include "cuda/mla.h"
 #include "cuda/pack.h"
 #include "cuda/router.h"
 #include "ops/validate.h"
@@ -51,12 +52,14 @@ class CudaBackend : public Backend {
   absl::Status Rope(const RopeArgs& args) override;
   absl::Status GatherRows(const GatherRowsArgs& args) override;
   absl::Status Linear(const LinearArgs& args) override;
+  absl::Status LinearAndNorm(const LinearAndNormArgs& args) override;
   absl::Status HeadLinear(const HeadLinearArgs& args) override;
   absl::Status GroupedGemm(const GroupedGemmArgs& args) override;
   absl::Status GatedUp(const GatedUpArgs& args) override;
   absl::Status MlaStoreKv(const MlaStoreKvArgs& args) override;
   absl::Status MlaPrepare(const MlaPrepareArgs& args) override;
   absl::Status MlaAttention(const MlaAttentionArgs& args) override;
+  absl::Status MlaValues(const MlaValuesArgs& args) override;
   absl::Status RouteTopK(const RouteTopKArgs& args) override;
   absl::Status ExpertDispatch(const ExpertDispatchArgs& args) override;
   absl::Status RouteAndDispatch(const RouteTopKArgs& route, const DispatchPlan& plan) override;
@@ -78,6 +81,12 @@ class CudaBackend : public Backend {
   // Scratch of at least `bytes`, kept between calls. FAILED_PRECONDITION where it would have to grow
   // while a step is recorded.
   absl::Status Reserve(std::unique_ptr<DeviceBuffer>& scratch, int64_t bytes);
+
+  // For the launches of one op. The first kernel of a step begins when all before has ended, so what
+  // is written between steps is there; from it on a kernel may begin before the one in front ends.
+  DeviceFacts LaunchFacts();
+
+  absl::StatusOr<MlaAttentionParams> AttentionParams(const MlaAttentionArgs& args);
 
   // Each queues its kernels; the arguments are valid. NormThenRoute gives the bits of NormAndRoute
   // for a step that one kernel does not take.
@@ -105,6 +114,8 @@ class CudaBackend : public Backend {
   std::unique_ptr<DeviceBuffer> router_scratch_;
   std::unique_ptr<DeviceBuffer> raw_rows_;
   GraphCache graphs_;
+  bool in_step_ = false;  // whose kernels may begin early
+  bool follows_kernel_of_step_ = false;
 };
 
 }  // namespace jevons::cuda

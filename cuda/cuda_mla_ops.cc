@@ -64,20 +64,21 @@ absl::Status CheckStore(const MlaStoreKvArgs& args) {
 
 absl::Status CudaBackend::Rope(const RopeArgs& args) {
   RETURN_IF_ERROR(Validate(args, kRules));
-  return Launched(LaunchRope(ParamsOf(args), facts_, stream_), "Rope", args.out);
+  return Launched(LaunchRope(ParamsOf(args), LaunchFacts(), stream_), "Rope", args.out);
 }
 
 absl::Status CudaBackend::HeadLinear(const HeadLinearArgs& args) {
   RETURN_IF_ERROR(Validate(args, kRules));
   ASSIGN_OR_RETURN(const CudaWeight* weight,
                    OwnWeight("HeadLinear", args.weight, WeightUse::kPlain));
-  return Launched(LaunchGemm(ParamsOf(args, *weight), facts_, stream_), "HeadLinear", args.out);
+  return Launched(LaunchGemm(ParamsOf(args, *weight), LaunchFacts(), stream_), "HeadLinear",
+                  args.out);
 }
 
 absl::Status CudaBackend::MlaStoreKv(const MlaStoreKvArgs& args) {
   RETURN_IF_ERROR(Validate(args, kRules));
   RETURN_IF_ERROR(CheckStore(args));
-  return Launched(LaunchMlaStoreKv(ParamsOf(args), facts_, stream_), "MlaStoreKv", args.kv);
+  return Launched(LaunchMlaStoreKv(ParamsOf(args), LaunchFacts(), stream_), "MlaStoreKv", args.kv);
 }
 
 absl::Status CudaBackend::MlaPrepare(const MlaPrepareArgs& args) {
@@ -87,11 +88,10 @@ absl::Status CudaBackend::MlaPrepare(const MlaPrepareArgs& args) {
   const MlaPrepareParams p = {.store = ParamsOf(args.store),
                               .product = ParamsOf(args.product(), *uk),
                               .rope = ParamsOf(args.rotation())};
-  return Launched(LaunchMlaPrepare(p, facts_, stream_), "MlaPrepare", args.out);
+  return Launched(LaunchMlaPrepare(p, LaunchFacts(), stream_), "MlaPrepare", args.out);
 }
 
-absl::Status CudaBackend::MlaAttention(const MlaAttentionArgs& args) {
-  RETURN_IF_ERROR(Validate(args, kRules));
+absl::StatusOr<MlaAttentionParams> CudaBackend::AttentionParams(const MlaAttentionArgs& args) {
   if (args.q.dtype != DType::kBF16 || args.out.dtype != DType::kBF16) {
     return absl::InvalidArgumentError(absl::StrCat("MlaAttention: q and out must be bf16, got ",
                                                    args.q.ToString(), " and ",
@@ -100,30 +100,56 @@ absl::Status CudaBackend::MlaAttention(const MlaAttentionArgs& args) {
   const int32_t latent = Size(args.out, 2);
   const int32_t num_slots = MlaNumSlots(facts_);
   RETURN_IF_ERROR(Reserve(attention_scratch_, MlaWorkspaceBytes(latent, num_slots)));
-  const MlaAttentionParams p = {.q = Bf16Data(args.q),
-                                .cache = args.cache.data,
-                                .block_tables = args.block_tables.ptr<int32_t>(),
-                                .cu_seqlens_q = args.cu_seqlens_q.ptr<int32_t>(),
-                                .context_lens = args.context_lens.ptr<int32_t>(),
-                                .out = args.out.ptr<device::Bf16>(),
-                                .workspace = attention_scratch_->data(),
-                                .scale = args.scale,
-                                .entry = EntryOf(args.cache),
-                                .num_tokens = Size(args.q, 0),
-                                .num_seqs = Size(args.context_lens, 0),
-                                .num_heads = Size(args.q, 1),
-                                .latent = latent,
-                                .rope = Size(args.q, 2) - latent,
-                                .num_blocks = Size(args.cache, 0),
-                                .block_size = Size(args.cache, 1),
-                                .max_blocks = Size(args.block_tables, 1),
-                                .num_slots = num_slots,
-                                .q_stride = args.q.stride[0],
-                                .q_head_stride = args.q.stride[1],
-                                .table_stride = args.block_tables.stride[0],
-                                .out_stride = args.out.stride[0],
-                                .out_head_stride = args.out.stride[1]};
-  return Launched(LaunchMlaAttention(p, facts_, stream_), "MlaAttention", args.out);
+  return MlaAttentionParams{.q = Bf16Data(args.q),
+                            .cache = args.cache.data,
+                            .block_tables = args.block_tables.ptr<int32_t>(),
+                            .cu_seqlens_q = args.cu_seqlens_q.ptr<int32_t>(),
+                            .context_lens = args.context_lens.ptr<int32_t>(),
+                            .out = args.out.ptr<device::Bf16>(),
+                            .workspace = attention_scratch_->data(),
+                            .scale = args.scale,
+                            .entry = EntryOf(args.cache),
+                            .num_tokens = Size(args.q, 0),
+                            .num_seqs = Size(args.context_lens, 0),
+                            .num_heads = Size(args.q, 1),
+                            .latent = latent,
+                            .rope = Size(args.q, 2) - latent,
+                            .num_blocks = Size(args.cache, 0),
+                            .block_size = Size(args.cache, 1),
+                            .max_blocks = Size(args.block_tables, 1),
+                            .num_slots = num_slots,
+                            .q_stride = args.q.stride[0],
+                            .q_head_stride = args.q.stride[1],
+                            .table_stride = args.block_tables.stride[0],
+                            .out_stride = args.out.stride[0],
+                            .out_head_stride = args.out.stride[1],
+                            .values = {}};
+}
+
+absl::Status CudaBackend::MlaAttention(const MlaAttentionArgs& args) {
+  RETURN_IF_ERROR(Validate(args, kRules));
+  ASSIGN_OR_RETURN(const MlaAttentionParams p, AttentionParams(args));
+  return Launched(LaunchMlaAttention(p, LaunchFacts(), stream_), "MlaAttention", args.out);
+}
+
+absl::Status CudaBackend::MlaValues(const MlaValuesArgs& args) {
+  RETURN_IF_ERROR(Validate(args, kRules));
+  ASSIGN_OR_RETURN(const CudaWeight* uv, OwnWeight("MlaValues", args.uv, WeightUse::kPlain));
+  ASSIGN_OR_RETURN(MlaAttentionParams p, AttentionParams(args.attention));
+  if (args.out.dtype == DType::kBF16) {
+    p.values = {.weight = uv->data(),
+                .layout = uv->layout(),
+                .out = args.out.ptr<device::Bf16>(),
+                .stride = args.out.stride[0],
+                .head_stride = args.out.stride[1]};
+  }
+  RETURN_IF_ERROR(
+      Launched(LaunchMlaAttention(p, LaunchFacts(), stream_), "MlaValues", args.attention.out));
+  if (ChooseMlaAttention(p, facts_).value_blocks > 0) return absl::OkStatus();
+  // The atom that the other path has on every device.
+  GemmParams product = ParamsOf(args.product(), *uv);
+  product.atom = GemmAtom::kMmaSync;
+  return Launched(LaunchGemm(product, LaunchFacts(), stream_), "MlaValues", args.out);
 }
 
 }  // namespace jevons::cuda

@@ -70,12 +70,13 @@ int64_t Distance(const void* from, const void* to, size_t element_bytes) {
 absl::Status CudaBackend::GroupedGemm(const GroupedGemmArgs& args) {
   RETURN_IF_ERROR(Validate(args, kRules));
   ASSIGN_OR_RETURN(const GemmParams p, GroupedProduct(args));
-  return Launched(LaunchGemm(p, facts_, stream_), "GroupedGemm", args.out);
+  return Launched(LaunchGemm(p, LaunchFacts(), stream_), "GroupedGemm", args.out);
 }
 
 absl::Status CudaBackend::RouteTopK(const RouteTopKArgs& args) {
   RETURN_IF_ERROR(Validate(args, kRules));
-  return Launched(LaunchRouteTopK(RouteParams(args), facts_, stream_), "RouteTopK", args.topk_idx);
+  return Launched(LaunchRouteTopK(RouteParams(args), LaunchFacts(), stream_), "RouteTopK",
+                  args.topk_idx);
 }
 
 absl::Status CudaBackend::ExpertDispatch(const ExpertDispatchArgs& args) {
@@ -87,7 +88,7 @@ absl::Status CudaBackend::ExpertDispatch(const ExpertDispatchArgs& args) {
                                   .num_tokens = Size(args.topk_idx, 0),
                                   .top_k = Size(args.topk_idx, 1),
                                   .num_experts = Size(args.plan.cu_rows, 0) - 1};
-  return Launched(LaunchExpertDispatch(p, facts_, stream_), "ExpertDispatch", args.topk_idx);
+  return Launched(LaunchExpertDispatch(p, LaunchFacts(), stream_), "ExpertDispatch", args.topk_idx);
 }
 
 absl::Status CudaBackend::RouteAndDispatch(const RouteTopKArgs& route, const DispatchPlan& plan) {
@@ -106,7 +107,7 @@ absl::Status CudaBackend::ChooseAndDispatch(const RouteTopKParams& params,
                                             const RouteTopKArgs& route, const DispatchPlan& plan) {
   if (params.num_tokens < 1 || params.num_tokens > kMaxFusedTokens) {
     RETURN_IF_ERROR(
-        Launched(LaunchRouteTopK(params, facts_, stream_), "RouteTopK", route.topk_idx));
+        Launched(LaunchRouteTopK(params, LaunchFacts(), stream_), "RouteTopK", route.topk_idx));
     return ExpertDispatch({route.topk_idx, plan});
   }
   RETURN_IF_ERROR(Reserve(block_counter_, sizeof(int32_t)));
@@ -115,7 +116,8 @@ absl::Status CudaBackend::ChooseAndDispatch(const RouteTopKParams& params,
                                     .row_token = plan.row_token.ptr<int32_t>(),
                                     .token_row = plan.token_row.ptr<int32_t>(),
                                     .num_done = block_counter_->ptr<int32_t>()};
-  return Launched(LaunchRouteAndDispatch(p, facts_, stream_), "RouteAndDispatch", route.topk_idx);
+  return Launched(LaunchRouteAndDispatch(p, LaunchFacts(), stream_), "RouteAndDispatch",
+                  route.topk_idx);
 }
 
 absl::Status CudaBackend::NormAndRoute(const NormAndRouteArgs& args) {
@@ -134,7 +136,7 @@ absl::Status CudaBackend::NormAndRoute(const NormAndRouteArgs& args) {
   RETURN_IF_ERROR(Reserve(router_scratch_, RouterScratchBytes(p.norm.num_tokens, p.norm.out_stride,
                                                               p.route.logits_stride)));
   if (ChooseRouter(p, facts_).threads == 0) return NormThenRoute(p, *weight, args);
-  return Launched(LaunchRouter(p, facts_, stream_), "NormAndRoute", args.norm.out);
+  return Launched(LaunchRouter(p, LaunchFacts(), stream_), "NormAndRoute", args.norm.out);
 }
 
 absl::Status CudaBackend::NormThenRoute(const RouterParams& p, const CudaWeight& weight,
@@ -143,7 +145,8 @@ absl::Status CudaBackend::NormThenRoute(const RouterParams& p, const CudaWeight&
   norm.low = router_scratch_->ptr<device::Bf16>();
   float* const logits_low = reinterpret_cast<float*>(
       router_scratch_->ptr<char>() + RouterLowBytes(norm.num_tokens, norm.out_stride));
-  RETURN_IF_ERROR(Launched(LaunchRmsNorm(norm, facts_, stream_), "NormAndRoute", args.norm.out));
+  RETURN_IF_ERROR(
+      Launched(LaunchRmsNorm(norm, LaunchFacts(), stream_), "NormAndRoute", args.norm.out));
   // The rounded rows and what that left are two groups with one weight.
   GemmParams product = Product(weight, args.norm.out, args.route.logits);
   product.num_groups = 2;
@@ -152,23 +155,24 @@ absl::Status CudaBackend::NormThenRoute(const RouterParams& p, const CudaWeight&
   product.out_group_stride = Distance(product.out, logits_low, sizeof(float));
   product.atom = GemmAtom::kMmaSync;
   RETURN_IF_ERROR(
-      Launched(LaunchGemm(product, facts_, stream_), "NormAndRoute", args.route.logits));
+      Launched(LaunchGemm(product, LaunchFacts(), stream_), "NormAndRoute", args.route.logits));
   RouteTopKParams route = p.route;
   route.logits_low = logits_low;
   if (args.plan.cu_rows.present()) return ChooseAndDispatch(route, args.route, args.plan);
-  return Launched(LaunchRouteTopK(route, facts_, stream_), "NormAndRoute", args.route.topk_idx);
+  return Launched(LaunchRouteTopK(route, LaunchFacts(), stream_), "NormAndRoute",
+                  args.route.topk_idx);
 }
 
 absl::Status CudaBackend::ExpertCombine(const ExpertCombineArgs& args) {
   RETURN_IF_ERROR(Validate(args, kRules));
-  return Launched(LaunchExpertCombine(CombineParams(args), facts_, stream_), "ExpertCombine",
+  return Launched(LaunchExpertCombine(CombineParams(args), LaunchFacts(), stream_), "ExpertCombine",
                   args.out);
 }
 
 absl::Status CudaBackend::CombineAndNorm(const CombineAndNormArgs& args) {
   RETURN_IF_ERROR(Validate(args, kRules));
-  const cudaError_t error =
-      LaunchCombineAndNorm(CombineParams(args.combine), NormParams(args.norm), facts_, stream_);
+  const cudaError_t error = LaunchCombineAndNorm(CombineParams(args.combine), NormParams(args.norm),
+                                                 LaunchFacts(), stream_);
   return Launched(error, "CombineAndNorm", args.norm.out);
 }
 
@@ -182,12 +186,12 @@ absl::Status CudaBackend::FinishExperts(const GroupedGemmArgs& down,
         "FinishExperts: combine.expert_out must be what the product gives");
   }
   RETURN_IF_ERROR(Reserve(block_counter_, sizeof(int32_t)));
-  const FinishParams p = {.down = product,
+  const FinishParams p = {.product = product,
                           .combine = CombineParams(end.combine),
                           .norm = NormParams(end.norm),
                           .num_done = block_counter_->ptr<int32_t>()};
   if (ChooseFinish(p, facts_).gemm.num_blocks == 0) return Backend::FinishExperts(down, end);
-  return Launched(LaunchFinish(p, facts_, stream_), "FinishExperts", end.norm.out);
+  return Launched(LaunchFinish(p, LaunchFacts(), stream_), "FinishExperts", end.norm.out);
 }
 
 absl::Status CudaBackend::RankDispatch(const RankDispatchArgs& args) {
@@ -207,7 +211,7 @@ absl::Status CudaBackend::RankDispatch(const RankDispatchArgs& args) {
                                 .num_ranks = args.num_ranks,
                                 .slots_per_rank = args.slots_per_rank,
                                 .capacity = args.capacity};
-  return Launched(LaunchRankDispatch(p, facts_, stream_), "RankDispatch", args.topk_idx);
+  return Launched(LaunchRankDispatch(p, LaunchFacts(), stream_), "RankDispatch", args.topk_idx);
 }
 
 absl::Status CudaBackend::ReturnRows(const ReturnRowsArgs& args) {
@@ -219,7 +223,7 @@ absl::Status CudaBackend::ReturnRows(const ReturnRowsArgs& args) {
                               .num_rows = num_rows,
                               .top_k = Size(args.token_row, 1),
                               .masked_width = masked ? Size(args.row_idx, 0) / num_rows : 0};
-  return Launched(LaunchReturnRows(p, facts_, stream_), "ReturnRows", args.row_idx);
+  return Launched(LaunchReturnRows(p, LaunchFacts(), stream_), "ReturnRows", args.row_idx);
 }
 
 absl::Status CudaBackend::PackRows(const PackRowsArgs& args) {
@@ -231,7 +235,7 @@ absl::Status CudaBackend::PackRows(const PackRowsArgs& args) {
                             .num_source_rows = Size(args.x, 0),
                             .width = Size(args.x, 1),
                             .x_stride = args.x.stride[0]};
-  return Launched(LaunchPackRows(p, facts_, stream_), "PackRows", args.out);
+  return Launched(LaunchPackRows(p, LaunchFacts(), stream_), "PackRows", args.out);
 }
 
 absl::Status CudaBackend::UnpackRows(const UnpackRowsArgs& args) {
@@ -241,7 +245,7 @@ absl::Status CudaBackend::UnpackRows(const UnpackRowsArgs& args) {
                               .num_rows = Size(args.out, 0),
                               .width = Size(args.out, 1),
                               .out_stride = args.out.stride[0]};
-  return Launched(LaunchUnpackRows(p, facts_, stream_), "UnpackRows", args.out);
+  return Launched(LaunchUnpackRows(p, LaunchFacts(), stream_), "UnpackRows", args.out);
 }
 
 }  // namespace jevons::cuda

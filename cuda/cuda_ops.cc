@@ -1,6 +1,7 @@
 // From the arguments of an op to the parameters of a kernel.
 #include "absl/strings/str_cat.h"
 #include "cuda/cuda_backend_impl.h"
+#include "cuda/finish.h"
 #include "cuda/kernel_params.h"
 #include "cuda/sample.h"
 
@@ -33,12 +34,12 @@ absl::Status CudaBackend::Embed(const EmbedArgs& args) {
                          .hidden = Size(args.table, 1),
                          .table_stride = args.table.stride[0],
                          .out_stride = args.out.stride[0]};
-  return Launched(LaunchEmbed(p, facts_, stream_), "Embed", args.out);
+  return Launched(LaunchEmbed(p, LaunchFacts(), stream_), "Embed", args.out);
 }
 
 absl::Status CudaBackend::RmsNorm(const RmsNormArgs& args) {
   RETURN_IF_ERROR(Validate(args, kRules));
-  return Launched(LaunchRmsNorm(NormParams(args), facts_, stream_), "RmsNorm", args.out);
+  return Launched(LaunchRmsNorm(NormParams(args), LaunchFacts(), stream_), "RmsNorm", args.out);
 }
 
 absl::Status CudaBackend::SiluMul(const SiluMulArgs& args) {
@@ -52,7 +53,7 @@ absl::Status CudaBackend::SiluMul(const SiluMulArgs& args) {
                            .width = Size(args.out, 1),
                            .in_stride = args.gate_up.stride[0],
                            .out_stride = args.out.stride[0]};
-  return Launched(LaunchSiluMul(p, facts_, stream_), "SiluMul", args.out);
+  return Launched(LaunchSiluMul(p, LaunchFacts(), stream_), "SiluMul", args.out);
 }
 
 absl::Status CudaBackend::GatherRows(const GatherRowsArgs& args) {
@@ -66,7 +67,7 @@ absl::Status CudaBackend::GatherRows(const GatherRowsArgs& args) {
                               .width = Size(args.x, 1),
                               .x_stride = args.x.stride[0],
                               .out_stride = args.out.stride[0]};
-  return Launched(LaunchGatherRows(p, facts_, stream_), "GatherRows", args.out);
+  return Launched(LaunchGatherRows(p, LaunchFacts(), stream_), "GatherRows", args.out);
 }
 
 absl::Status CudaBackend::Linear(const LinearArgs& args) {
@@ -74,7 +75,25 @@ absl::Status CudaBackend::Linear(const LinearArgs& args) {
   ASSIGN_OR_RETURN(const CudaWeight* weight, OwnWeight("Linear", args.weight, WeightUse::kPlain));
   GemmParams p = Product(*weight, args.x, args.out);
   p.bias = args.bias.ptr<float>();
-  return Launched(LaunchGemm(p, facts_, stream_), "Linear", args.out);
+  return Launched(LaunchGemm(p, LaunchFacts(), stream_), "Linear", args.out);
+}
+
+absl::Status CudaBackend::LinearAndNorm(const LinearAndNormArgs& args) {
+  RETURN_IF_ERROR(Validate(args, kRules));
+  const LinearArgs& linear = args.linear;
+  ASSIGN_OR_RETURN(const CudaWeight* weight,
+                   OwnWeight("LinearAndNorm", linear.weight, WeightUse::kPlain));
+  RETURN_IF_ERROR(Reserve(block_counter_, sizeof(int32_t)));
+  FinishParams p = {.product = Product(*weight, linear.x, linear.out),
+                    .combine = {},
+                    .norm = NormParams(args.norm),
+                    .num_done = block_counter_->ptr<int32_t>()};
+  p.product.bias = linear.bias.ptr<float>();
+  if (ChooseFinish(p, facts_).gemm.num_blocks == 0) {
+    RETURN_IF_ERROR(Linear(linear));
+    return RmsNorm(args.norm);
+  }
+  return Launched(LaunchFinish(p, LaunchFacts(), stream_), "LinearAndNorm", args.norm.out);
 }
 
 absl::Status CudaBackend::GatedUp(const GatedUpArgs& args) {
@@ -84,7 +103,7 @@ absl::Status CudaBackend::GatedUp(const GatedUpArgs& args) {
   p.cu_rows = args.cu_rows.ptr<int32_t>();
   p.row_idx = args.row_idx.ptr<int32_t>();
   p.epilogue = GemmEpilogue::kSiluMul;
-  return Launched(LaunchGemm(p, facts_, stream_), "GatedUp", args.out);
+  return Launched(LaunchGemm(p, LaunchFacts(), stream_), "GatedUp", args.out);
 }
 
 absl::Status CudaBackend::SampleTokens(const SampleTokensArgs& args) {
@@ -106,7 +125,7 @@ absl::Status CudaBackend::SampleTokens(const SampleTokensArgs& args) {
                                 .max_top = Size(args.top_ids, 1),
                                 .logits_stride = args.logits.stride[0],
                                 .mask_words = args.masks.present() ? args.masks.stride[0] : 0};
-  return Launched(LaunchSampleTokens(p, facts_, stream_), "SampleTokens", args.logits);
+  return Launched(LaunchSampleTokens(p, LaunchFacts(), stream_), "SampleTokens", args.logits);
 }
 
 }  // namespace jevons::cuda

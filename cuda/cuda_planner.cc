@@ -79,6 +79,7 @@ class CudaPlanner : public Backend {
   absl::Status Rope(const RopeArgs&) override { return absl::OkStatus(); }
   absl::Status GatherRows(const GatherRowsArgs&) override { return absl::OkStatus(); }
   absl::Status Linear(const LinearArgs&) override { return absl::OkStatus(); }
+  absl::Status LinearAndNorm(const LinearAndNormArgs&) override { return absl::OkStatus(); }
   absl::Status HeadLinear(const HeadLinearArgs&) override { return absl::OkStatus(); }
   absl::Status GroupedGemm(const GroupedGemmArgs&) override { return absl::OkStatus(); }
   absl::Status GatedUp(const GatedUpArgs&) override { return absl::OkStatus(); }
@@ -88,6 +89,9 @@ class CudaPlanner : public Backend {
     const auto latent = static_cast<int32_t>(args.out.dim(2));
     attention_bytes_ = std::max(attention_bytes_, MlaWorkspaceBytes(latent, MlaNumSlots(facts_)));
     return absl::OkStatus();
+  }
+  absl::Status MlaValues(const MlaValuesArgs& args) override {
+    return MlaAttention(args.attention);
   }
   absl::Status RouteTopK(const RouteTopKArgs&) override { return absl::OkStatus(); }
   absl::Status ExpertDispatch(const ExpertDispatchArgs&) override { return absl::OkStatus(); }

@@ -159,6 +159,7 @@ __device__ __forceinline__ void ClearMissing(const RankDispatchParams& p, const 
 
 __global__ void __launch_bounds__(kManyThreads, 1)
     RankDispatchKernel(const __grid_constant__ RankDispatchParams p) {
+  device::FollowKernelBefore();
   DispatchShared& shared = device::SharedMemory<DispatchShared>();
   const int32_t rank = device::BlockIdxX();
   const Run run = RunOfWarp(p.num_tokens);
@@ -227,6 +228,7 @@ __device__ __forceinline__ int64_t WriteResults(const ReturnRowsParams& p, int32
 
 __global__ void __launch_bounds__(kManyThreads, 1)
     ReturnContiguousKernel(const __grid_constant__ ReturnRowsParams p) {
+  device::FollowKernelBefore();
   ReturnShared& shared = device::SharedMemory<ReturnShared>();
   const Run run = RunOfWarp(p.num_rows);
   int32_t count = 0;
@@ -247,6 +249,7 @@ __global__ void __launch_bounds__(kManyThreads, 1)
 
 __global__ void __launch_bounds__(kFewThreads)
     ReturnMaskedKernel(const __grid_constant__ ReturnRowsParams p) {
+  device::FollowKernelBefore();
   const int64_t row = static_cast<int64_t>(device::BlockIdxX()) * kFewThreads + device::ThreadIdx();
   if (row >= p.num_rows) return;
   int64_t at = WriteResults(p, static_cast<int32_t>(row), row * p.masked_width);
@@ -264,7 +267,7 @@ ExchangePlanShape ChooseReturnRows(const ReturnRowsParams& p) {
   return {p.num_rows >= kManyRows ? kManyThreads : kFewThreads, p.num_rows > 0 ? 1 : 0};
 }
 
-cudaError_t LaunchRankDispatch(const RankDispatchParams& p, const DeviceFacts&,
+cudaError_t LaunchRankDispatch(const RankDispatchParams& p, const DeviceFacts& device,
                                cudaStream_t stream) {
   constexpr int64_t kMost = INT32_MAX - 32 * kMostWarps;
   if (p.num_ranks < 1 || p.slots_per_rank < 1 || p.table_width < 1 ||
@@ -276,16 +279,19 @@ cudaError_t LaunchRankDispatch(const RankDispatchParams& p, const DeviceFacts&,
   LaunchShape shape;
   shape.grid = dim3(static_cast<unsigned>(plan.blocks));
   shape.block = plan.threads;
+  shape.early = device.early;
   shape.smem_bytes = sizeof(DispatchShared);
   return Launch(&RankDispatchKernel, shape, stream, p);
 }
 
-cudaError_t LaunchReturnRows(const ReturnRowsParams& p, const DeviceFacts&, cudaStream_t stream) {
+cudaError_t LaunchReturnRows(const ReturnRowsParams& p, const DeviceFacts& device,
+                             cudaStream_t stream) {
   if (int64_t{p.num_rows} * p.top_k > INT32_MAX - 32 * kMostWarps) return cudaErrorInvalidValue;
   const ExchangePlanShape plan = ChooseReturnRows(p);
   LaunchShape shape;
   shape.grid = dim3(static_cast<unsigned>(plan.blocks));
   shape.block = plan.threads;
+  shape.early = device.early;
   shape.smem_bytes = sizeof(ReturnShared);
   return Launch(p.masked_width > 0 ? &ReturnMaskedKernel : &ReturnContiguousKernel, shape, stream,
                 p);

@@ -1,9 +1,9 @@
 // A product whose last block sums and norms the tokens. Formulas in ops/linear.h and ops/moe.h.
 //
 // The product is that of gemm.cu, tile by tile; its registers are free when the last tile is stored.
-// The block that finishes last then takes one token after the other, as CombineAndNorm does: eight
-// bf16 rows of 2048 are 32 KB from L2, so a token takes it 0.7 us or so, where a kernel of its own
-// costs a boundary of 1.3 us and the latency of its start. That ends at a few tokens.
+// The block that finishes last then takes one token after the other, as CombineAndNorm or RmsNorm
+// does: eight bf16 rows of 2048 are 32 KB from L2, so a token takes it 0.7 us or so, where a kernel
+// of its own costs a boundary of 1.3 us and the latency of its start. That ends at a few tokens.
 //
 // Barriers: those of gemm_kernel.h; those of IsLastBlock, after which the place of the tokens of the
 // product is that of the norm's sums; that of each norm (norm_row.h).
@@ -52,9 +52,15 @@ __global__ void __launch_bounds__(kGemmThreads, Traits::kMinBlocks)
     float* const kept = reinterpret_cast<float*>(&shared + 1);
 #pragma unroll 1
     for (int t = 0; t < end.norm.num_tokens; ++t) {
-      const NormRow<float, Delta, device::Bf16> row(end.norm, t, Delta{end.combine, t, end.whole},
-                                                    end.whole);
-      NormInAnyBlock(row, end.norm.hidden, end.norm.eps, kept, shared.norm[t % 2]);
+      const auto norm = [&](const auto& row) {
+        NormInAnyBlock(row, end.norm.hidden, end.norm.eps, kept, shared.norm[t % 2]);
+      };
+      if (end.combine.expert_out != nullptr) {
+        const Delta delta = {end.combine, t, end.whole};
+        norm(NormRow<float, Delta, device::Bf16>(end.norm, t, delta, end.whole));
+      } else {
+        norm(NormRow<device::Bf16, NoDelta, device::Bf16>(end.norm, t, NoDelta(), end.whole));
+      }
     }
     ResetBlocks(launch.num_done);
   }
@@ -66,21 +72,30 @@ void WithAtom(GemmAtom atom, const Use& use) {
   if (atom == GemmAtom::kWgmma) use(GemmTraits<kFormat, kTileTokens, GemmAtom::kWgmma>());
 }
 
+bool Combines(const FinishParams& p) { return p.combine.expert_out != nullptr; }
+
+bool HasEnd(const FinishParams& p) {
+  if (Combines(p)) {
+    return p.combine.expert_type == Element::kBF16 && CanCombineAndNorm(p.combine, p.norm);
+  }
+  return p.norm.x_type == Element::kBF16 && p.norm.delta == nullptr && p.norm.low == nullptr;
+}
+
 }  // namespace
 
 FinishPlan ChooseFinish(const FinishParams& p, const DeviceFacts& device) {
   FinishPlan plan;
   const bool small =
       p.norm.num_tokens >= 1 && int64_t{p.norm.num_tokens} * p.norm.hidden <= kMostValues;
-  if (!small || p.down.out_type != Element::kBF16 || p.norm.out_type != Element::kBF16 ||
-      p.combine.expert_type != Element::kBF16 || p.down.epilogue != GemmEpilogue::kStore ||
-      !CanCombineAndNorm(p.combine, p.norm)) {
+  if (!small || p.product.out_type != Element::kBF16 || p.norm.out_type != Element::kBF16 ||
+      p.product.epilogue != GemmEpilogue::kStore || !HasEnd(p)) {
     return plan;
   }
-  const GemmPlan gemm = ChooseGemm(p.down, device);
+  const GemmPlan gemm = ChooseGemm(p.product, device);
   if (gemm.tile_tokens != kTileTokens) return plan;
   plan.gemm = gemm;
-  plan.whole = ChooseCombineAndNorm(p.combine, p.norm).whole;
+  plan.whole =
+      Combines(p) ? ChooseCombineAndNorm(p.combine, p.norm).whole : ChooseRmsNorm(p.norm).whole;
   return plan;
 }
 
@@ -88,16 +103,17 @@ cudaError_t LaunchFinish(const FinishParams& p, const DeviceFacts& device, cudaS
   const FinishPlan plan = ChooseFinish(p, device);
   if (plan.gemm.num_blocks == 0) return cudaErrorInvalidValue;
   const FinishLaunch launch = {
-      MakeGemmLaunch(p.down, plan.gemm), {p.combine, p.norm, plan.whole}, p.num_done};
+      MakeGemmLaunch(p.product, plan.gemm), {p.combine, p.norm, plan.whole}, p.num_done};
   LaunchShape shape;
   shape.grid = dim3(static_cast<unsigned>(plan.gemm.num_blocks));
   shape.block = kGemmThreads;
   shape.smem_bytes = Max(plan.gemm.smem_bytes, FinishBytes(p.norm.hidden));
+  shape.early = device.early;
   cudaError_t error = cudaErrorInvalidValue;
   const auto start = [&](auto traits) {
     error = Launch(FinishKernel<decltype(traits)>, shape, stream, launch);
   };
-  if (p.down.layout.format == WeightFormat::kBf16) {
+  if (p.product.layout.format == WeightFormat::kBf16) {
     WithAtom<WeightFormat::kBf16>(plan.gemm.atom, start);
   } else {
     WithAtom<WeightFormat::kE4m3>(plan.gemm.atom, start);

@@ -1,5 +1,6 @@
-// The end of the experts of a very small step in one kernel: their last product, the sum of what
-// they give, the residual and the next norm. Contract: FinishExperts in ops/moe.h.
+// A product and a norm of a very small step in one kernel: the experts' last one, the sum of what they
+// give, the residual and the next norm (FinishExperts in ops/backend.h); or any, and the norm of what
+// it gives (LinearAndNorm in ops/linear.h).
 #pragma once
 
 #include <cuda_runtime.h>
@@ -11,13 +12,14 @@
 
 namespace jevons::cuda {
 
-// What    the product `down`, then CombineAndNorm of its rows
-// Shapes  down as GemmParams, out bf16, which combine.expert_out is; norm.out bf16; the others as
-//         CanCombineAndNorm
+// What    the product, then CombineAndNorm of its rows, or RmsNorm of their first columns
+// Shapes  product as GemmParams, out bf16; norm.out bf16. With a combine its expert_out is
+//         product.out, and the others are as CanCombineAndNorm; without, norm.x is product.out, bf16
+//         and without a delta
 // Order   the bits are those of the two kernels after each other
 struct FinishParams {
-  GemmParams down;
-  ExpertCombineParams combine;
+  GemmParams product;
+  ExpertCombineParams combine;  // no expert_out: none
   RmsNormParams norm;
   int32_t* num_done = nullptr;  // i32 [1], 0 before the launch and after it
 };

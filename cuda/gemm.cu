@@ -218,17 +218,14 @@ GemmPlan ChooseGemm(const GemmParams& params, const DeviceFacts& device) {
 
 cudaError_t LaunchGemm(const GemmParams& params, const DeviceFacts& device, cudaStream_t stream) {
   if (params.num_rows <= 0 || params.num_groups <= 0) return cudaSuccess;
-  return LaunchGemm(params, ChooseGemm(params, device), stream);
-}
-
-cudaError_t LaunchGemm(const GemmParams& params, const GemmPlan& plan, cudaStream_t stream) {
-  if (params.num_rows <= 0 || params.num_groups <= 0) return cudaSuccess;
+  const GemmPlan plan = ChooseGemm(params, device);
   if (!Valid(params, plan)) return cudaErrorInvalidValue;
   const GemmLaunch launch = MakeGemmLaunch(params, plan);
   LaunchShape shape;
   shape.grid = dim3(static_cast<unsigned>(plan.num_blocks));
   shape.block = kGemmThreads;
   shape.smem_bytes = plan.smem_bytes;
+  shape.early = device.early;
   cudaError_t error = cudaErrorInvalidValue;
   WithTraits(params, plan, [&](auto traits) {
     error = Launch(GemmKernel<decltype(traits)>, shape, stream, launch);

@@ -85,9 +85,7 @@ GemmPlan ChooseGemm(const GemmParams& params, const DeviceFacts& device);
 GemmPlan PlanGemm(const GemmParams& params, const DeviceFacts& device, int32_t tile_tokens,
                   int32_t warps_per_strip);
 
-// Queues one kernel; no rows is a success. cudaErrorInvalidValue for a type or a plan that is not
-// named here.
+// Queues one kernel; no rows is a success. cudaErrorInvalidValue for a type that is not named here.
 cudaError_t LaunchGemm(const GemmParams& params, const DeviceFacts& device, cudaStream_t stream);
-cudaError_t LaunchGemm(const GemmParams& params, const GemmPlan& plan, cudaStream_t stream);
 
 }  // namespace jevons::cuda

@@ -88,13 +88,16 @@ class GemmBlock {
   __device__ __forceinline__ GemmBlock(const GemmLaunch& launch, unsigned char* smem)
       : launch_(launch), params_(launch.params), smem_(smem), walker_(launch) {}
 
+  // The first weights are asked for while the kernel before still runs.
   __device__ __forceinline__ void Run() {
+    device::LetNextKernelBegin();
     Round current = First(walker_.Next());
 #pragma unroll
     for (int q = 0; q < Traits::kAhead; ++q) {
 #pragma unroll
       for (int i = 0; i < Traits::kRunsPerStage; ++i) LoadRun(current, q, i);
     }
+    device::WaitForKernelBefore();
 #pragma unroll
     for (int q = 0; q < Traits::kAhead; ++q) CopyTokens(current, q, q);
     ClearTotals();

@@ -43,6 +43,10 @@ class TileWalker {
  public:
   __device__ __forceinline__ explicit TileWalker(const GemmLaunch& launch)
       : launch_(launch), next_(device::BlockIdxX() - launch.first_block) {
+    // Rows of groups and their sources are what the kernel before may write.
+    if (launch.params.cu_rows != nullptr || launch.params.row_idx != nullptr) {
+      device::WaitForKernelBefore();
+    }
     LoadWindow(0);
   }
 

@@ -21,4 +21,36 @@ __device__ __forceinline__ void ResetBlocks(int32_t* num_done) {
   if (device::ThreadIdx() == 0) *num_done = 0;
 }
 
+// Where the last blocks of a grid meet; all 0 before the launch and after it.
+struct BlockMeeting {
+  int32_t num_come = 0;
+  int32_t num_gone = 0;
+};
+
+// For work that the last `num_last` blocks of a grid share: the number of this block among them, or
+// less than 0, and then it has no part in it. All threads of all blocks call, once; `number` is
+// shared memory that nothing else uses. Barriers: before the block says that it has come; before its
+// threads know their number.
+__device__ __forceinline__ int NumberAmongLast(BlockMeeting* meeting, int num_last,
+                                               int32_t& number) {
+  device::SyncThreads();
+  if (device::ThreadIdx() == 0) {
+    number = device::AtomicAddAcqRel(&meeting->num_come, 1) - (device::GridDimX() - num_last);
+  }
+  device::SyncThreads();
+  return number;
+}
+
+// Called by those that have a part: waits for all blocks of the grid, and then sees what they wrote
+// before they came. It ends if the device can hold `num_last` of the blocks at once: whoever waits is
+// one of the last, all other blocks but those have ended, and so each that is missing has a place.
+// Barrier: all have come.
+__device__ __forceinline__ void WaitForBlocks(BlockMeeting* meeting, int num_last) {
+  if (device::ThreadIdx() == 0) {
+    device::WaitAtLeast(&meeting->num_come, device::GridDimX());
+    if (device::AtomicAddAcqRel(&meeting->num_gone, 1) == num_last - 1) *meeting = BlockMeeting{};
+  }
+  device::SyncThreads();
+}
+
 }  // namespace jevons::cuda

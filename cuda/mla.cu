@@ -8,6 +8,8 @@
 //   weights  warp w takes whole rows: adds the halves, running maximum, p = exp2(score - max)
 //            rounded to bf16, sum of the rounded p by lane
 //   values   warp w has 64 columns of the latent for all rows: acc = acc * alpha + p * tile
+// Where few tokens want their values, the last blocks of the grid add all up instead, each for its
+// own heads, and make them (mla_values.h).
 // FP8 entries (mla_fp8.h) land in two buffers of their own and become the one bf16 tile first.
 // A split's acc is added to a total in registers; where a row tile is cut, it goes to the workspace
 // and the block that arrives last adds all up (mla_merge.h). So one launch does everything.
@@ -42,6 +44,7 @@
 #include "cuda/device/launch.h"
 #include "cuda/mla_fp8.h"
 #include "cuda/mla_tile.h"
+#include "cuda/mla_values.h"
 
 namespace jevons::cuda {
 namespace {
@@ -249,6 +252,7 @@ __device__ __forceinline__ void ArriveAndMerge(const AttentionParams& args, cons
 template <typename T>
 __global__ void __launch_bounds__(kMlaThreads, 1)
     MlaAttentionKernel(const __grid_constant__ AttentionParams args) {
+  device::FollowKernelBefore();
   Shared<T>& s = device::SharedMemory<Shared<T>>();
   if (device::ThreadIdx() == 0) s.num_not_finite = 0;
   MlaWalker walker(args.p, s.walker);
@@ -260,7 +264,11 @@ __global__ void __launch_bounds__(kMlaThreads, 1)
     } else {
       RowTile<T, 2>(args, item, s).Run();
     }
-    if (item.slot >= 0) ArriveAndMerge(args, item, s);
+    if (item.slot >= 0 && args.plan.value_blocks == 0) ArriveAndMerge(args, item, s);
+  }
+  static_assert(sizeof(ValuesShared) <= sizeof(Shared<T>));
+  if (args.plan.value_blocks > 0) {
+    ValuesBlock<T::kLatent>(args, walker, reinterpret_cast<ValuesShared&>(s)).Run();
   }
 }
 
@@ -286,6 +294,19 @@ struct Kernels {
 using Bf16Kernels = Kernels<MlaEntry::kBf16>;
 using Fp8Kernels = Kernels<MlaEntry::kFp8>;
 
+// Blocks that wait for each other at the end: half of the device, which draws all that memory gives,
+// and leaves room for whatever else runs.
+int32_t ValueBlocks(const MlaAttentionParams& p, const DeviceFacts& device) {
+  const MlaValuesParams& values = p.values;
+  if (values.weight == nullptr || p.num_tokens < 1 || p.num_tokens > kValueTokens ||
+      p.num_seqs < 1 || values.layout.format != WeightFormat::kBf16 ||
+      values.layout.order != RowOrder::kPlain) {
+    return 0;
+  }
+  const int32_t units = p.num_heads * (PaddedRows(values.layout) / (kUnitStrips * kStripRows));
+  return Min(units, device.num_sms / 2);
+}
+
 // The largest power of two up to 16 that divides the address and the byte distances.
 int CopyUnit(const void* first, int64_t stride, int64_t other_stride, int64_t width) {
   const uint64_t bits = reinterpret_cast<uintptr_t>(first) | static_cast<uint64_t>(2 * stride) |
@@ -302,11 +323,12 @@ int32_t PaddedLatent(int32_t latent) {
 
 MlaWorkspace Places(void* workspace, int32_t num_slots) {
   char* base = static_cast<char*>(workspace);
-  const int64_t softmax = Aligned(static_cast<int64_t>(num_slots) * 4);
+  const int64_t arrivals = Aligned(sizeof(BlockMeeting));
+  const int64_t softmax = arrivals + Aligned(static_cast<int64_t>(num_slots) * 4);
   const int64_t sums =
       softmax + Aligned(static_cast<int64_t>(num_slots) * kMlaGroupRows * sizeof(float2));
-  return {reinterpret_cast<int32_t*>(base), reinterpret_cast<float2*>(base + softmax),
-          reinterpret_cast<float*>(base + sums)};
+  return {reinterpret_cast<BlockMeeting*>(base), reinterpret_cast<int32_t*>(base + arrivals),
+          reinterpret_cast<float2*>(base + softmax), reinterpret_cast<float*>(base + sums)};
 }
 
 }  // namespace
@@ -317,8 +339,8 @@ int32_t MlaNumSlots(const DeviceFacts& device) { return 10 * device.num_sms; }
 
 int64_t MlaWorkspaceBytes(int32_t latent, int32_t num_slots) {
   const int64_t rows = static_cast<int64_t>(num_slots) * kMlaGroupRows;
-  return Aligned(static_cast<int64_t>(num_slots) * 4) + Aligned(rows * 8) +
-         rows * PaddedLatent(latent) * 4;
+  return Aligned(sizeof(BlockMeeting)) + Aligned(static_cast<int64_t>(num_slots) * 4) +
+         Aligned(rows * 8) + rows * PaddedLatent(latent) * 4;
 }
 
 MlaPlan ChooseMlaAttention(const MlaAttentionParams& p, const DeviceFacts& device) {
@@ -340,6 +362,7 @@ MlaPlan ChooseMlaAttention(const MlaAttentionParams& p, const DeviceFacts& devic
   plan.entry_keys = entry.keys();
   plan.out_pairs =
       CopyUnit(p.out, p.out_stride, p.out_head_stride, p.latent) >= 4 && p.latent % 2 == 0;
+  plan.value_blocks = ValueBlocks(p, device);
   return plan;
 }
 
@@ -353,6 +376,7 @@ cudaError_t LaunchMlaAttention(const MlaAttentionParams& params, const DeviceFac
   shape.grid = dim3(static_cast<unsigned>(plan.grid));
   shape.block = kMlaThreads;
   shape.smem_bytes = plan.smem_bytes;
+  shape.early = device.early;
   return Launch(kernel, shape, stream,
                 AttentionParams{params, plan, Places(params.workspace, params.num_slots)});
 }

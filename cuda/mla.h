@@ -8,11 +8,24 @@
 
 #include "cuda/device/bf16.h"
 #include "cuda/device_facts.h"
+#include "cuda/gemm_layout.h"
 
 namespace jevons::cuda {
 
 // What an entry of the cache is.
 enum class MlaEntry : int32_t { kBf16, kFp8 };
+
+// What    out[t, h] = UV_h attended[t, h]
+// Shapes  weight: a group for each head as gemm_layout.h says, bf16, RowOrder::kPlain, k = latent,
+//         16-byte aligned; out bf16 [num_tokens, num_heads, n]
+// Order   that of gemm.h with GemmAtom::kMmaSync
+struct MlaValuesParams {
+  const void* weight = nullptr;  // null: none are wanted
+  PackedLayout layout;
+  device::Bf16* out = nullptr;
+  int64_t stride = 0;  // from token to token
+  int64_t head_stride = 0;
+};
 
 // What    out[t, h] = sum_u softmax_u(scale * q[t, h] . cache[u]) * cache[u][:latent],
 //         u = 0 .. position of t
@@ -58,6 +71,7 @@ struct MlaAttentionParams {
   int64_t table_stride = 0;
   int64_t out_stride = 0;
   int64_t out_head_stride = 0;
+  MlaValuesParams values;  // of what attention leaves in out
 };
 
 struct MlaPlan {
@@ -72,6 +86,8 @@ struct MlaPlan {
   int32_t entry_bytes = 0;
   int32_t entry_scales = 0;
   int32_t entry_keys = 0;
+  // The last blocks of the grid, which make the values; 0: nobody does.
+  int32_t value_blocks = 0;
 };
 
 // Places for 16 rows of partial results with which no sequence goes uncut that should be cut.
@@ -79,6 +95,8 @@ struct MlaPlan {
 int32_t MlaNumSlots(const DeviceFacts& device);
 int64_t MlaWorkspaceBytes(int32_t latent, int32_t num_slots);
 
+// Values come from the same launch where few tokens want them, and out is not written whole; where
+// value_blocks is 0 the caller makes them of out.
 MlaPlan ChooseMlaAttention(const MlaAttentionParams& params, const DeviceFacts& device);
 cudaError_t LaunchMlaAttention(const MlaAttentionParams& params, const DeviceFacts& device,
                                cudaStream_t stream);

@@ -5,8 +5,8 @@
 #include <cstdint>
 
 #include "cuda/device/numeric.h"
-#include "cuda/device/numeric.h"
 #include "cuda/device/thread.h"
+#include "cuda/last_block.h"
 #include "cuda/mla_walker.h"
 
 namespace jevons::cuda {
@@ -44,15 +44,20 @@ struct MlaFold {
 // Partial results: a slot has 16 rows. A row tile has the slots of its first piece, then those of
 // each split from second_split on.
 struct MlaWorkspace {
-  int32_t* arrivals = nullptr;  // [num_slots], at a row tile's first slot
-  float2* softmax = nullptr;    // [num_slots, 16] max and sum
-  float* sums = nullptr;        // [num_slots, 16, padded latent], not divided by the sum of weights
+  BlockMeeting* meeting = nullptr;  // of those that make the values
+  int32_t* arrivals = nullptr;      // [num_slots], at a row tile's first slot
+  float2* softmax = nullptr;        // [num_slots, 16] max and sum
+  float* sums = nullptr;  // [num_slots, 16, padded latent], not divided by the sum of weights
 };
 
 // The workspace's row for row `row` of a row tile, in its partial result `partial`.
 __device__ __forceinline__ int64_t MlaPartialRow(const MlaItem& item, int partial, int row) {
-  const int64_t slot = item.slot + partial * item.num_groups + row / kMlaGroupRows;
-  return slot * kMlaGroupRows + row % kMlaGroupRows;
+  return (int64_t{item.slot} + partial * item.num_groups) * kMlaGroupRows + row;
+}
+
+// Partial results that a row has of its own: none that begin past its position.
+__device__ __forceinline__ int MlaNumPartials(int position, int second_split) {
+  return 1 + max(0, MlaSplitOf(position) - second_split + 1);
 }
 
 // Where the rows of an item go.
@@ -137,8 +142,7 @@ __device__ __forceinline__ void MlaMergeSplits(const MlaWorkspace& workspace, co
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
       row[i] = min(first_row + i * kRowStep, item.num_rows - 1);
-      const int later = MlaSplitOf(positions[row[i]]) - item.second_split + 1;
-      num_partials[i] = 1 + max(0, later);
+      num_partials[i] = MlaNumPartials(positions[row[i]], item.second_split);
       most = max(most, num_partials[i]);
     }
 #pragma unroll 1

@@ -75,6 +75,7 @@ __global__ void __launch_bounds__(kGemmThreads, Traits::kMinBlocks)
       block.Run();
     }
   }
+  device::FollowKernelBefore();  // those who had no part in it too
   StoreAndRotate(launch);
 }
 
@@ -134,6 +135,7 @@ cudaError_t LaunchMlaPrepare(const MlaPrepareParams& params, const DeviceFacts& 
   shape.grid = dim3(static_cast<unsigned>(plan.row_blocks + plan.product.num_blocks));
   shape.block = kGemmThreads;
   shape.smem_bytes = plan.product.smem_bytes;
+  shape.early = device.early;
   const Kernel kernel = plan.product.atom == GemmAtom::kWgmma
                             ? FindKernel<GemmAtom::kWgmma>(plan.product.tile_tokens)
                             : FindKernel<GemmAtom::kMmaSync>(plan.product.tile_tokens);

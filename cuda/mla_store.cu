@@ -16,6 +16,7 @@ constexpr int kStoreThreads = kTokensPerBlock * 32;
 
 __global__ void __launch_bounds__(kStoreThreads)
     MlaStoreKvKernel(const __grid_constant__ MlaStoreLaunch args) {
+  device::FollowKernelBefore();
   const int64_t token =
       static_cast<int64_t>(device::BlockIdxX()) * kTokensPerBlock + device::WarpIdx();
   if (token < args.p.num_tokens) MlaStoreToken(args, token);
@@ -33,12 +34,13 @@ MlaStorePlan ChooseMlaStoreKv(const MlaStoreKvParams& p) {
   return plan;
 }
 
-cudaError_t LaunchMlaStoreKv(const MlaStoreKvParams& params, const DeviceFacts&,
+cudaError_t LaunchMlaStoreKv(const MlaStoreKvParams& params, const DeviceFacts& device,
                              cudaStream_t stream) {
   const MlaStorePlan plan = ChooseMlaStoreKv(params);
   LaunchShape shape;
   shape.grid = dim3(static_cast<unsigned>(plan.grid));
   shape.block = kStoreThreads;
+  shape.early = device.early;
   return Launch(&MlaStoreKvKernel, shape, stream, MlaStoreLaunch{params, plan});
 }
 

@@ -58,6 +58,16 @@ struct MlaItem {
   int32_t num_groups;    // slots of one partial result
 };
 
+// A token whose partial results nobody has added; slot -1: it has none.
+struct MlaCutToken {
+  int32_t slot = -1;  // of its sequence's first row tile
+  int32_t first_row = 0;
+  int32_t position = 0;
+  int32_t rows_per_tile = 0;
+  int32_t tile_slots = 0;  // from row tile to row tile
+  int32_t second_split = 0;
+};
+
 struct MlaWalkerShared {
   int64_t warp_sum[kMlaThreads / 32];
   MlaItem item;
@@ -168,6 +178,25 @@ class MlaWalker {
     return true;
   }
 
+  // Describes the tokens of all sequences that are cut, before the block's next barrier; the others
+  // stay as they are.
+  __device__ __forceinline__ void FindCutTokens(MlaCutToken* tokens) const {
+    int64_t slot = first_slot_;
+    for (int s = Begin(0); s < Begin(1); ++s) {
+      const MlaSequenceWork work = MlaDescribe(p_, s);
+      const MlaCut cut(work, share_);
+      if (IsStored(work, cut, slot)) {
+        const int num_groups = work.rows_per_tile / kMlaGroupRows;
+        for (int i = 0; i < work.num_rows / p_.num_heads; ++i) {
+          tokens[work.first_token + i] = {static_cast<int32_t>(slot),     i * p_.num_heads,
+                                          work.first_position + i,        work.rows_per_tile,
+                                          cut.NumPartials() * num_groups, cut.Begin(1)};
+        }
+      }
+      slot += Slots(work);
+    }
+  }
+
  private:
   // The first sequence of this thread, or of one `later`.
   __device__ __forceinline__ int Begin(int later) const {
@@ -180,6 +209,12 @@ class MlaWalker {
   __device__ __forceinline__ int64_t Slots(const MlaSequenceWork& work) const {
     return static_cast<int64_t>(work.num_tiles) * MlaCut(work, share_).NumPartials() *
            (work.rows_per_tile / kMlaGroupRows);
+  }
+
+  // A sequence whose slots do not exist is not cut after all.
+  __device__ __forceinline__ bool IsStored(const MlaSequenceWork& work, const MlaCut& cut,
+                                           int64_t slot) const {
+    return cut.num_pieces > 1 && slot + Slots(work) <= p_.num_slots;
   }
 
   __device__ __forceinline__ void Resolve(int idx) {
@@ -197,12 +232,11 @@ class MlaWalker {
     }
   }
 
-  // Item `idx` of a sequence. A sequence whose slots do not exist is not cut after all: its first
-  // pieces do everything.
+  // Item `idx` of a sequence. Of one that is not cut after all the first pieces do everything.
   __device__ __forceinline__ MlaItem ItemOf(int seq, const MlaSequenceWork& work, int idx,
                                             int64_t slot) const {
     const MlaCut cut(work, share_);
-    const bool stored = cut.num_pieces > 1 && slot + Slots(work) <= p_.num_slots;
+    const bool stored = IsStored(work, cut, slot);
     const int tile = idx / cut.num_pieces;
     MlaItem item;
     item.seq = seq;

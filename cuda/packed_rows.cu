@@ -47,6 +47,7 @@ __device__ __forceinline__ void PackGroup(const device::Bf16* x, bool known, int
 
 __global__ void __launch_bounds__(kThreads)
     PackRowsKernel(const __grid_constant__ PackRowsParams p) {
+  device::FollowKernelBefore();
   const Fp8Entry layout = {p.width, 0};
   const int64_t row = device::BlockIdxX();
   const int32_t token = p.row_idx[row];
@@ -67,6 +68,7 @@ __global__ void __launch_bounds__(kThreads)
 
 __global__ void __launch_bounds__(kThreads)
     UnpackRowsKernel(const __grid_constant__ UnpackRowsParams p) {
+  device::FollowKernelBefore();
   const Fp8Entry layout = {p.width, 0};
   const int64_t row = device::BlockIdxX();
   const uint8_t* entry = p.x + row * layout.bytes();
@@ -77,8 +79,9 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-LaunchShape RowShape(int32_t num_rows) {
+LaunchShape RowShape(int32_t num_rows, const DeviceFacts& device) {
   LaunchShape shape;
+  shape.early = device.early;
   shape.grid = dim3(static_cast<unsigned>(num_rows));
   shape.block = kThreads;
   return shape;
@@ -86,12 +89,14 @@ LaunchShape RowShape(int32_t num_rows) {
 
 }  // namespace
 
-cudaError_t LaunchPackRows(const PackRowsParams& p, const DeviceFacts&, cudaStream_t stream) {
-  return Launch(&PackRowsKernel, RowShape(p.num_rows), stream, p);
+cudaError_t LaunchPackRows(const PackRowsParams& p, const DeviceFacts& device,
+                           cudaStream_t stream) {
+  return Launch(&PackRowsKernel, RowShape(p.num_rows, device), stream, p);
 }
 
-cudaError_t LaunchUnpackRows(const UnpackRowsParams& p, const DeviceFacts&, cudaStream_t stream) {
-  return Launch(&UnpackRowsKernel, RowShape(p.num_rows), stream, p);
+cudaError_t LaunchUnpackRows(const UnpackRowsParams& p, const DeviceFacts& device,
+                             cudaStream_t stream) {
+  return Launch(&UnpackRowsKernel, RowShape(p.num_rows, device), stream, p);
 }
 
 }  // namespace jevons::cuda

@@ -37,6 +37,7 @@ constexpr int kMostWarps = kManyThreads / 32;
 template <int kPerLane>
 __global__ void __launch_bounds__(32 * kRouteWarps, 2)
     RouteTopKKernel(const __grid_constant__ RouteTopKParams p) {
+  device::FollowKernelBefore();
   const int64_t t = static_cast<int64_t>(device::BlockIdxX()) * kRouteWarps + WarpIdx();
   if (t < p.num_tokens) RouteToken<kPerLane>(p, t);
 }
@@ -48,6 +49,7 @@ struct DispatchShared {
 
 __global__ void __launch_bounds__(kManyThreads)
     ExpertDispatchKernel(const __grid_constant__ ExpertDispatchParams p) {
+  device::FollowKernelBefore();
   DispatchShared& shared = device::SharedMemory<DispatchShared>();
   const int32_t expert = device::BlockIdxX();
   const bool none = expert == p.num_experts;
@@ -89,6 +91,7 @@ __global__ void __launch_bounds__(kManyThreads)
 template <int kPerLane>
 __global__ void __launch_bounds__(32 * kFusedWarps, kPerLane > 8 ? 1 : 2)
     RouteAndDispatchKernel(const __grid_constant__ RouteAndDispatchParams p) {
+  device::FollowKernelBefore();
   const int64_t t = static_cast<int64_t>(device::BlockIdxX()) * kFusedWarps + WarpIdx();
   if (t < p.route.num_tokens) RouteToken<kPerLane>(p.route, t);
   if (!IsLastBlock(p.num_done, device::SharedMemory<DispatchTotals>().is_last)) return;
@@ -97,11 +100,12 @@ __global__ void __launch_bounds__(32 * kFusedWarps, kPerLane > 8 ? 1 : 2)
   ResetBlocks(p.num_done);
 }
 
-LaunchShape ShapeOf(const RoutePlan& plan) {
+LaunchShape ShapeOf(const RoutePlan& plan, const DeviceFacts& device) {
   LaunchShape shape;
   shape.grid = dim3(static_cast<unsigned>(plan.blocks));
   shape.block = plan.threads;
   shape.smem_bytes = plan.smem_bytes;
+  shape.early = device.early;
   return shape;
 }
 
@@ -125,28 +129,30 @@ RoutePlan ChooseRouteAndDispatch(const RouteAndDispatchParams& p) {
           route_bytes > dispatch_bytes ? route_bytes : dispatch_bytes};
 }
 
-cudaError_t LaunchRouteTopK(const RouteTopKParams& p, const DeviceFacts&, cudaStream_t stream) {
+cudaError_t LaunchRouteTopK(const RouteTopKParams& p, const DeviceFacts& device,
+                            cudaStream_t stream) {
   if (!InContract(p)) return cudaErrorInvalidValue;
   return WithPerLane(p.num_experts, [&](auto per_lane) {
-    return Launch(&RouteTopKKernel<per_lane>, ShapeOf(ChooseRouteTopK(p)), stream, p);
+    return Launch(&RouteTopKKernel<per_lane>, ShapeOf(ChooseRouteTopK(p), device), stream, p);
   });
 }
 
-cudaError_t LaunchExpertDispatch(const ExpertDispatchParams& p, const DeviceFacts&,
+cudaError_t LaunchExpertDispatch(const ExpertDispatchParams& p, const DeviceFacts& device,
                                  cudaStream_t stream) {
   if (p.num_experts < 1 || static_cast<int64_t>(p.num_tokens) * p.top_k > INT32_MAX - 32768) {
     return cudaErrorInvalidValue;
   }
-  return Launch(&ExpertDispatchKernel, ShapeOf(ChooseExpertDispatch(p)), stream, p);
+  return Launch(&ExpertDispatchKernel, ShapeOf(ChooseExpertDispatch(p), device), stream, p);
 }
 
-cudaError_t LaunchRouteAndDispatch(const RouteAndDispatchParams& p, const DeviceFacts&,
+cudaError_t LaunchRouteAndDispatch(const RouteAndDispatchParams& p, const DeviceFacts& device,
                                    cudaStream_t stream) {
   if (!InContract(p.route) || p.route.num_tokens < 1 || p.route.num_tokens > kMaxFusedTokens) {
     return cudaErrorInvalidValue;
   }
   return WithPerLane(p.route.num_experts, [&](auto per_lane) {
-    return Launch(&RouteAndDispatchKernel<per_lane>, ShapeOf(ChooseRouteAndDispatch(p)), stream, p);
+    return Launch(&RouteAndDispatchKernel<per_lane>, ShapeOf(ChooseRouteAndDispatch(p), device),
+                  stream, p);
   });
 }
 

@@ -1,6 +1,7 @@
 // Norm, router, choice and dispatch of a small step. Formulas in ops/moe.h.
 //
-// A block has a strip of 16 experts and all tokens. It asks for its weights, norms every row by
+// A block has a strip of 16 experts and all tokens. It asks for its weights (while the kernel before
+// still runs), norms every row by
 // itself and keeps x + delta of each in shared memory; its warps multiply slices of 256 columns in
 // turn, with the row's bf16 and what that leaves as two operands of the tensor core; the slices are
 // added in order. The block that finishes last writes x, which until then the others may still
@@ -67,6 +68,7 @@ class RouterBlock {
 #pragma unroll
     for (int j = 0; j < kSliceSteps; ++j) LoadRun(first, j, runs[j]);
     ReadWeight();
+    device::FollowKernelBefore();
     ReadRows();
     device::CpAsyncWait<0>();
     device::SyncThreads();  // (1)
@@ -342,6 +344,7 @@ cudaError_t LaunchRouter(const RouterParams& p, const DeviceFacts& device, cudaS
   shape.grid = dim3(static_cast<unsigned>(plan.blocks));
   shape.block = plan.threads;
   shape.smem_bytes = plan.smem_bytes;
+  shape.early = device.early;
   return WithPerLane(p.route.num_experts, [&](auto per_lane) {
     return Launch(&RouterKernel<per_lane>, shape, stream, launch);
   });

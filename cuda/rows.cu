@@ -45,6 +45,7 @@ __device__ __forceinline__ int32_t EmbeddedId(const EmbedParams& p, int64_t t) {
 template <typename Table>
 __global__ void __launch_bounds__(kMostThreads)
     EmbedKernel(const __grid_constant__ Planned<EmbedParams> args) {
+  device::FollowKernelBefore();
   const EmbedParams& p = args.p;
   const int64_t t = device::BlockIdxX();
   const int vector = VectorIdx();
@@ -63,6 +64,7 @@ __global__ void __launch_bounds__(kMostThreads)
 template <typename X, typename Delta, typename Out>
 __global__ void __launch_bounds__(kNormThreads, 2)
     RmsNormKernel(const __grid_constant__ Planned<RmsNormParams> args) {
+  device::FollowKernelBefore();
   const RmsNormParams& p = args.p;
   const int64_t t = device::BlockIdxX();
   const bool whole = args.plan.whole;
@@ -85,6 +87,7 @@ __device__ __forceinline__ float Silu(float z) {
 template <typename In, typename Out>
 __global__ void __launch_bounds__(kMostThreads)
     SiluMulKernel(const __grid_constant__ Planned<SiluMulParams> args) {
+  device::FollowKernelBefore();
   const SiluMulParams& p = args.p;
   const int64_t t = device::BlockIdxX();
   const int vector = VectorIdx();
@@ -103,6 +106,7 @@ __global__ void __launch_bounds__(kMostThreads)
 template <typename In, typename Out>
 __global__ void __launch_bounds__(kMostThreads)
     RopeKernel(const __grid_constant__ Planned<RopeParams> args) {
+  device::FollowKernelBefore();
   const int vectors_per_head = NumVectors(args.p.d);
   const int head = VectorIdx() / vectors_per_head;
   if (head >= args.p.num_heads) return;
@@ -123,6 +127,7 @@ __device__ __forceinline__ Unit AllOnes() {
 template <typename Unit>
 __global__ void __launch_bounds__(kMostThreads)
     GatherRowsKernel(const __grid_constant__ GatherRowsParams p) {
+  device::FollowKernelBefore();
   const int64_t i = device::BlockIdxX();
   const int unit = VectorIdx();
   if (unit >= p.width) return;
@@ -143,11 +148,13 @@ RowsPlan Spread(int num_vectors, bool whole) {
 
 template <typename P, typename KernelArgs>
 cudaError_t LaunchRows(void (*kernel)(KernelArgs), const P& params, const RowsPlan& plan,
-                       int32_t num_rows, int smem_bytes, cudaStream_t stream) {
+                       int32_t num_rows, const DeviceFacts& device, cudaStream_t stream,
+                       int smem_bytes = 0) {
   LaunchShape shape;
   shape.grid = dim3(static_cast<unsigned>(num_rows), static_cast<unsigned>(plan.blocks_per_row));
   shape.block = plan.threads;
   shape.smem_bytes = smem_bytes;
+  shape.early = device.early;
   return Launch(kernel, shape, stream, Planned<P>{params, plan});
 }
 
@@ -212,41 +219,41 @@ RowsPlan ChooseGatherRows(const GatherRowsParams& p) {
   return Spread(whole ? p.width * ElementBytes(p.type) / 16 : p.width, whole);
 }
 
-cudaError_t LaunchEmbed(const EmbedParams& p, const DeviceFacts&, cudaStream_t stream) {
+cudaError_t LaunchEmbed(const EmbedParams& p, const DeviceFacts& device, cudaStream_t stream) {
   const auto kernel = p.table_type == Element::kF32   ? &EmbedKernel<float>
                       : p.table_type == Element::kF16 ? &EmbedKernel<F16>
                                                       : &EmbedKernel<Bf16>;
-  return LaunchRows(kernel, p, ChooseEmbed(p), p.num_tokens, 0, stream);
+  return LaunchRows(kernel, p, ChooseEmbed(p), p.num_tokens, device, stream);
 }
 
-cudaError_t LaunchRmsNorm(const RmsNormParams& p, const DeviceFacts&, cudaStream_t stream) {
+cudaError_t LaunchRmsNorm(const RmsNormParams& p, const DeviceFacts& device, cudaStream_t stream) {
   const NormKernel kernel = p.low != nullptr               ? PickSplitNorm(p)
                             : p.out_type == Element::kF32  ? PickNorm<float>(p)
                             : p.out_type == Element::kBF16 ? PickNorm<Bf16>(p)
                                                            : nullptr;
   if (kernel == nullptr) return cudaErrorInvalidValue;
-  return LaunchRows(kernel, p, ChooseRmsNorm(p), p.num_tokens, sizeof(NormShared), stream);
+  return LaunchRows(kernel, p, ChooseRmsNorm(p), p.num_tokens, device, stream, sizeof(NormShared));
 }
 
-cudaError_t LaunchSiluMul(const SiluMulParams& p, const DeviceFacts&, cudaStream_t stream) {
+cudaError_t LaunchSiluMul(const SiluMulParams& p, const DeviceFacts& device, cudaStream_t stream) {
   if (!FloatOrBf16(p.in_type, p.out_type)) return cudaErrorInvalidValue;
   const bool from_f32 = p.in_type == Element::kF32;
   const auto kernel = p.out_type == Element::kF32
                           ? (from_f32 ? &SiluMulKernel<float, float> : &SiluMulKernel<Bf16, float>)
                           : (from_f32 ? &SiluMulKernel<float, Bf16> : &SiluMulKernel<Bf16, Bf16>);
-  return LaunchRows(kernel, p, ChooseSiluMul(p), p.num_rows, 0, stream);
+  return LaunchRows(kernel, p, ChooseSiluMul(p), p.num_rows, device, stream);
 }
 
-cudaError_t LaunchRope(const RopeParams& p, const DeviceFacts&, cudaStream_t stream) {
+cudaError_t LaunchRope(const RopeParams& p, const DeviceFacts& device, cudaStream_t stream) {
   if (!FloatOrBf16(p.in_type, p.out_type)) return cudaErrorInvalidValue;
   const bool from_f32 = p.in_type == Element::kF32;
   const auto kernel = p.out_type == Element::kF32
                           ? (from_f32 ? &RopeKernel<float, float> : &RopeKernel<Bf16, float>)
                           : (from_f32 ? &RopeKernel<float, Bf16> : &RopeKernel<Bf16, Bf16>);
-  return LaunchRows(kernel, p, ChooseRope(p), p.num_tokens, 0, stream);
+  return LaunchRows(kernel, p, ChooseRope(p), p.num_tokens, device, stream);
 }
 
-cudaError_t LaunchGatherRows(const GatherRowsParams& params, const DeviceFacts&,
+cudaError_t LaunchGatherRows(const GatherRowsParams& params, const DeviceFacts& device,
                              cudaStream_t stream) {
   if (params.type == Element::kF16) return cudaErrorInvalidValue;
   const RowsPlan plan = ChooseGatherRows(params);
@@ -258,6 +265,7 @@ cudaError_t LaunchGatherRows(const GatherRowsParams& params, const DeviceFacts&,
   LaunchShape shape;
   shape.grid = dim3(static_cast<unsigned>(p.num_rows), static_cast<unsigned>(plan.blocks_per_row));
   shape.block = plan.threads;
+  shape.early = device.early;
   const auto kernel = plan.whole                ? &GatherRowsKernel<uint4>
                       : p.type == Element::kF32 ? &GatherRowsKernel<uint32_t>
                                                 : &GatherRowsKernel<uint16_t>;

@@ -236,6 +236,7 @@ __device__ __forceinline__ int32_t PickToken(const SampleTokensParams& p, int64_
 
 __global__ void __launch_bounds__(kSampleThreads)
     SampleTokensKernel(const __grid_constant__ KernelArgs args) {
+  device::FollowKernelBefore();
   const SampleTokensParams& p = args.p;
   const int64_t r = device::BlockIdxX();
   const SampleRow& row = p.rows[r];
@@ -262,7 +263,7 @@ SamplePlan ChooseSampleTokens(const SampleTokensParams& p) {
   return plan;
 }
 
-cudaError_t LaunchSampleTokens(const SampleTokensParams& p, const DeviceFacts&,
+cudaError_t LaunchSampleTokens(const SampleTokensParams& p, const DeviceFacts& device,
                                cudaStream_t stream) {
   if (p.num_valid < 1 || p.num_valid > kMaxVocab || p.max_top < 0 || p.max_top > kMaxTop) {
     return cudaErrorInvalidValue;
@@ -271,6 +272,7 @@ cudaError_t LaunchSampleTokens(const SampleTokensParams& p, const DeviceFacts&,
   LaunchShape shape;
   shape.grid = dim3(static_cast<unsigned>(plan.blocks));
   shape.block = plan.threads;
+  shape.early = device.early;
   shape.smem_bytes = plan.smem_bytes;
   return Launch(&SampleTokensKernel, shape, stream, KernelArgs{p, plan.whole});
 }

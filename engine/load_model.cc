@@ -273,7 +273,11 @@ absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(const EngineOptions& option
   const bool cuda =
       options.backend == BackendKind::kCuda || options.rank_transport == RankTransport::kNccl ||
       (options.backend == BackendKind::kAuto && options.num_ranks == 1 && NumCudaDevices() > 0);
-  if (cuda) return CreateCudaBackend({.device = options.device});
+  if (cuda) {
+    // The exchanges of a group put kernels of their own between those of a step.
+    const bool alone = options.rank_transport == RankTransport::kThreads;
+    return CreateCudaBackend({.device = options.device, .early_launches = alone});
+  }
   ASSIGN_OR_RETURN(const CpuTarget target, ParseCpuTarget(options.cpu_target));
   return CreateCpuBackend({.num_threads = options.num_threads, .target = target});
 }

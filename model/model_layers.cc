@@ -84,15 +84,19 @@ absl::Status ModelRunner::Attention(int32_t layer_idx, const Step& step) {
   const TensorView norm = Rows(work_.norm, step);
   const TensorView qkv = work_.qkv.view.Slice(0, t);
   const int64_t q_cols = qkv.dim(1) - r - rope;
-  RETURN_IF_ERROR(backend_->Linear(
-      {.x = norm, .weight = w.qkv_a.get(), .bias = w.qkv_a_bias.view, .out = qkv}));
+  const LinearArgs qkv_a = {
+      .x = norm, .weight = w.qkv_a.get(), .bias = w.qkv_a_bias.view, .out = qkv};
   TensorView q = qkv.Columns(0, q_cols);
   if (config_.q_lora_rank) {
     const TensorView q_a = work_.q_a.view.Slice(0, t);
-    RETURN_IF_ERROR(backend_->RmsNorm(
-        {.x = q, .delta = {}, .weight = w.q_a_norm.view, .eps = kLatentNormEps, .out = q_a}));
+    RETURN_IF_ERROR(backend_->LinearAndNorm(
+        {.linear = qkv_a,
+         .norm = {
+             .x = q, .delta = {}, .weight = w.q_a_norm.view, .eps = kLatentNormEps, .out = q_a}}));
     q = work_.q.view.Slice(0, t);
     RETURN_IF_ERROR(backend_->Linear({.x = q_a, .weight = w.q_b.get(), .bias = {}, .out = q}));
+  } else {
+    RETURN_IF_ERROR(backend_->Linear(qkv_a));
   }
   const TensorView q_latent = work_.q_latent.view.Slice(0, t).SplitLast(r + rope);
   RETURN_IF_ERROR(backend_->MlaPrepare({.store = {.kv = qkv.Columns(q_cols, r + rope),
@@ -106,16 +110,16 @@ absl::Status ModelRunner::Attention(int32_t layer_idx, const Step& step) {
                                         .uk = w.uk.get(),
                                         .out = q_latent}));
   const TensorView attended = work_.attended.view.Slice(0, t).SplitLast(r);
-  RETURN_IF_ERROR(backend_->MlaAttention({.q = q_latent,
-                                          .cache = cache_.layer(layer_idx),
-                                          .block_tables = step.block_tables,
-                                          .cu_seqlens_q = step.cu_seqlens_q,
-                                          .context_lens = step.context_lens,
-                                          .scale = softmax_scale_,
-                                          .out = attended}));
   const TensorView values = work_.values.view.Slice(0, t);
-  RETURN_IF_ERROR(backend_->HeadLinear(
-      {.x = attended, .weight = w.uv.get(), .out = values.SplitLast(config_.v_head_dim)}));
+  RETURN_IF_ERROR(backend_->MlaValues({.attention = {.q = q_latent,
+                                                     .cache = cache_.layer(layer_idx),
+                                                     .block_tables = step.block_tables,
+                                                     .cu_seqlens_q = step.cu_seqlens_q,
+                                                     .context_lens = step.context_lens,
+                                                     .scale = softmax_scale_,
+                                                     .out = attended},
+                                       .uv = w.uv.get(),
+                                       .out = values.SplitLast(config_.v_head_dim)}));
   return backend_->Linear(
       {.x = values, .weight = w.o.get(), .bias = w.o_bias.view, .out = Rows(work_.delta, step)});
 }

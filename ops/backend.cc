@@ -47,11 +47,23 @@ absl::Status Backend::GatedUp(const GatedUpArgs& args) {
   return SiluMul({.gate_up = args.workspace.Slice(0, used), .out = args.out.Slice(0, used)});
 }
 
+absl::Status Backend::LinearAndNorm(const LinearAndNormArgs& args) {
+  RETURN_IF_ERROR(Validate(args));
+  RETURN_IF_ERROR(Linear(args.linear));
+  return RmsNorm(args.norm);
+}
+
 absl::Status Backend::MlaPrepare(const MlaPrepareArgs& args) {
   RETURN_IF_ERROR(Validate(args));
   RETURN_IF_ERROR(MlaStoreKv(args.store));
   RETURN_IF_ERROR(HeadLinear(args.product()));
   return Rope(args.rotation());
+}
+
+absl::Status Backend::MlaValues(const MlaValuesArgs& args) {
+  RETURN_IF_ERROR(Validate(args));
+  RETURN_IF_ERROR(MlaAttention(args.attention));
+  return HeadLinear(args.product());
 }
 
 absl::Status Backend::RouteAndDispatch(const RouteTopKArgs& route, const DispatchPlan& plan) {

@@ -120,6 +120,8 @@ class Backend {
   virtual absl::Status Rope(const RopeArgs& args) = 0;
   virtual absl::Status GatherRows(const GatherRowsArgs& args) = 0;
   virtual absl::Status Linear(const LinearArgs& args) = 0;
+  // By default one after the other; a backend may do both at once.
+  virtual absl::Status LinearAndNorm(const LinearAndNormArgs& args);
   virtual absl::Status HeadLinear(const HeadLinearArgs& args) = 0;
   virtual absl::Status GroupedGemm(const GroupedGemmArgs& args) = 0;
   // By default the product goes to the workspace and then through SiluMul.
@@ -128,6 +130,8 @@ class Backend {
   // By default its three steps one after the other; a backend may do them at once.
   virtual absl::Status MlaPrepare(const MlaPrepareArgs& args);
   virtual absl::Status MlaAttention(const MlaAttentionArgs& args) = 0;
+  // The same of its two.
+  virtual absl::Status MlaValues(const MlaValuesArgs& args);
   virtual absl::Status RouteTopK(const RouteTopKArgs& args) = 0;
   virtual absl::Status ExpertDispatch(const ExpertDispatchArgs& args) = 0;
   // RouteTopK, then ExpertDispatch of what it chose; a backend may do both at once.

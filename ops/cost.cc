@@ -87,6 +87,14 @@ OpCost Cost(const MlaAttentionArgs& args) {
   return cost;
 }
 
+OpCost Cost(const MlaValuesArgs& args) {
+  OpCost cost = Cost(args.attention);
+  const OpCost product = Cost(args.product());
+  cost.bytes += product.bytes;
+  cost.flops += product.flops;
+  return cost;
+}
+
 OpCost Cost(const RouteTopKArgs& args) {
   return {Bytes(args.logits) + Bytes(args.bias) + Bytes(args.topk_idx) + Bytes(args.topk_weights),
           3 * args.logits.num_elements()};

@@ -25,6 +25,7 @@ OpCost Cost(const GroupedGemmArgs& args);
 OpCost Cost(const MlaStoreKvArgs& args);
 OpCost Cost(const MlaPrepareArgs& args);
 OpCost Cost(const MlaAttentionArgs& args);
+OpCost Cost(const MlaValuesArgs& args);
 OpCost Cost(const RouteTopKArgs& args);
 OpCost Cost(const ExpertDispatchArgs& args);
 OpCost Cost(const ExpertCombineArgs& args);

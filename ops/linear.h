@@ -1,6 +1,7 @@
 #pragma once
 
 #include "base/tensor_view.h"
+#include "ops/elementwise.h"
 #include "ops/weight.h"
 
 namespace jevons {
@@ -21,6 +22,14 @@ struct LinearArgs {
 };
 inline constexpr double kLinearTolerance = 2e-6;
 inline constexpr double kLinearBf16Tolerance = 1e-5;
+
+// What    Linear, then RmsNorm of columns of what it gives
+// Shapes  norm.x: the first columns of linear.out; no norm.delta
+// Edge, Order, Error as those two
+struct LinearAndNormArgs {
+  LinearArgs linear;
+  RmsNormArgs norm;
+};
 
 // What    out[t, g] = W_g x[t, g]: every token meets every group (a head) with its own slice
 // Shapes  x [num_tokens, num_groups, k] f32, out [num_tokens, num_groups, n] f32,

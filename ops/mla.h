@@ -85,4 +85,19 @@ inline constexpr double kMlaAttentionTolerance = 2e-5;
 inline constexpr double kMlaAttentionBf16Tolerance = 0x1p-7;
 inline constexpr int32_t kMlaChunkBlocks = 4;
 
+// What    MlaAttention; out[t, h] = UV_h attention.out[t, h]
+// Shapes  as MlaAttention, whose out may be left as it was; uv of num_heads groups [v, r]; out
+//         [num_tokens, num_heads, v] f32, outer strides free
+// Edge, Error as MlaAttention and HeadLinear, one after the other
+// Order   as they; the sum over r of a row depends on r alone, but a backend may have another one
+//         here than for HeadLinear
+struct MlaValuesArgs {
+  MlaAttentionArgs attention;
+  const Weight* uv = nullptr;
+  TensorView out;
+
+  // The other step.
+  HeadLinearArgs product() const { return {.x = attention.out, .weight = uv, .out = out}; }
+};
+
 }  // namespace jevons

@@ -146,6 +146,20 @@ absl::Status Validate(const LinearArgs& args, const ArgRules& rules) {
   return check.status();
 }
 
+absl::Status Validate(const LinearAndNormArgs& args, const ArgRules& rules) {
+  RETURN_IF_ERROR(Validate(args.linear, rules));
+  RETURN_IF_ERROR(Validate(args.norm, rules));
+  ArgCheck check("LinearAndNorm");
+  const TensorView& given = args.linear.out;
+  const TensorView& normed = args.norm.x;
+  check.InRange("norm.x columns", normed.dim(1), 1, given.dim(1));
+  check.Require(normed.data == given.data && normed.dtype == given.dtype &&
+                    normed.dim(0) == given.dim(0) && normed.stride[0] == given.stride[0] &&
+                    !args.norm.delta.present(),
+                "norm.x must be the first columns of linear.out, without a delta");
+  return check.status();
+}
+
 absl::Status Validate(const HeadLinearArgs& args, const ArgRules& rules) {
   ArgCheck check("HeadLinear");
   CheckWeight(check, args.weight);
@@ -258,6 +272,21 @@ absl::Status Validate(const MlaAttentionArgs& args, const ArgRules& rules) {
                          args.cache.dim(0) - 1);
     }
   }
+  return check.status();
+}
+
+absl::Status Validate(const MlaValuesArgs& args, const ArgRules& rules) {
+  RETURN_IF_ERROR(Validate(args.attention, rules));
+  ArgCheck check("MlaValues");
+  CheckWeight(check, args.uv);
+  if (!check.ok()) return check.status();
+  const TensorView& attended = args.attention.out;
+  check.InRange("uv groups", args.uv->num_groups(), attended.dim(1), attended.dim(1));
+  check.InRange("uv columns", args.uv->k(), attended.dim(2), attended.dim(2));
+  check.Tensor("attention.out", attended, rules.activation, {kAnySize, kAnySize, kAnySize},
+               Layout::kStrided);
+  check.Output("out", args.out, FloatType(args.out, rules),
+               {attended.dim(0), attended.dim(1), args.uv->n()});
   return check.status();
 }
 

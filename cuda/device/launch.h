@@ -11,6 +11,7 @@ struct LaunchShape {
   dim3 grid = dim3(1);
   int block = 128;     // threads, a multiple of 32
   int smem_bytes = 0;  // dynamic shared memory
+  bool early = false;  // may begin while the kernel before runs: see WaitForKernelBefore
 };
 
 // Queues the kernel. An empty grid is a success and starts nothing. Returns the launch's error;
@@ -31,6 +32,11 @@ cudaError_t Launch(void (*kernel)(Params...), const LaunchShape& shape, cudaStre
   config.blockDim = dim3(static_cast<unsigned>(shape.block));
   config.dynamicSmemBytes = static_cast<size_t>(shape.smem_bytes);
   config.stream = stream;
+  cudaLaunchAttribute early;
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  config.attrs = &early;
+  config.numAttrs = shape.early ? 1 : 0;
   return cudaLaunchKernelEx(&config, kernel, Params(std::forward<Args>(args))...);
 }
 

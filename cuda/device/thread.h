@@ -79,4 +79,38 @@ __device__ __forceinline__ int32_t AtomicAddAcqRel(int32_t* address, int32_t val
   return before;
 }
 
+// Waits until the counter, which only grows meanwhile, has the value, and then sees what was written
+// before the call of AtomicAddAcqRel that gave it. Those it waits for must get to run: last_block.h.
+// 9.7.9.8 (ld.acquire.gpu).
+__device__ __forceinline__ void WaitAtLeast(const int32_t* counter, int32_t least) {
+  int32_t value;
+  do {
+    asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(value) : "l"(counter) : "memory");
+  } while (value < least);
+}
+
+// A kernel that was launched early (launch.h) begins while the one before still runs. Every thread
+// calls this on every path: what the kernels before wrote is there from then on, and may be written
+// over. Until then a thread may read what no kernel of a step writes: its parameters and weights. No
+// thread may end without it, as the kernel behind takes the end of this one for that of all before.
+// Elsewhere, and called again, it does nothing. 9.7.13.13 (griddepcontrol.wait).
+__device__ __forceinline__ void WaitForKernelBefore() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+// Once all blocks have called or ended, a kernel that is launched early may begin. What is written
+// before or after makes no difference to it: it waits for the end. 9.7.13.13
+// (griddepcontrol.launch_dependents).
+__device__ __forceinline__ void LetNextKernelBegin() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+// Both, of a kernel that has nothing to do before.
+__device__ __forceinline__ void FollowKernelBefore() {
+  LetNextKernelBegin();
+  WaitForKernelBefore();
+}
+
 }  // namespace jevons::device

@@ -180,6 +180,37 @@ TEST_F(BytesTest, MlaPrepareReadsTheWeightOfEachHeadOnce) {
   }
 }
 
+TEST_F(BytesTest, MlaValuesReadTheWeightOfEachHeadOnce) {
+  constexpr int32_t kHeads = 3;
+  constexpr int64_t kRope = 16;
+  for (const Size& size : {Size{128, 512}, Size{64, 64}, Size{192, 320}}) {
+    for (int32_t rows : {1, 5, 8}) {
+      const BytesCase c = {DType::kBF16, rows, size};
+      SCOPED_TRACE(NameOf(c));
+      const auto uv = PackGroups(c.dtype, kHeads, 1, size.n, size.k);
+      const DeviceTensor q = Normal(DType::kBF16, {rows, kHeads, size.k + kRope});
+      const DeviceTensor cache = Normal(DType::kBF16, {2, 16, size.k + kRope});
+      const DeviceTensor table = Upload(TestTensor(DType::kI32, {1, 2}).Fill<int32_t>({1, 0}));
+      const DeviceTensor cu = Ints({0, rows});
+      const DeviceTensor contexts = Ints({20});
+      const DeviceTensor attended = Normal(DType::kBF16, {rows, kHeads, size.k});
+      const DeviceTensor out = Normal(DType::kBF16, {rows, kHeads, size.n});
+      const int64_t read = BytesRead(DataOf(*uv), [&] {
+        return backend_->MlaValues({.attention = {.q = q.view,
+                                                  .cache = cache.view,
+                                                  .block_tables = table.view,
+                                                  .cu_seqlens_q = cu.view,
+                                                  .context_lens = contexts.view,
+                                                  .scale = 0.1f,
+                                                  .out = attended.view},
+                                    .uv = uv.get(),
+                                    .out = out.view});
+      });
+      EXPECT_EQ(read, kHeads * c.bytes());
+    }
+  }
+}
+
 // Rows of each expert; most have none.
 struct Spread {
   std::vector<int32_t> rows;

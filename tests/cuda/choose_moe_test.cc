@@ -169,16 +169,16 @@ FinishParams FinishOf(int32_t num_tokens, int32_t hidden, int32_t k, WeightForma
   FinishParams p;
   p.combine = CombineOf(num_tokens, hidden);
   p.norm = NormOf(num_tokens, hidden);
-  p.down.layout = {.format = format, .n = hidden, .k = k};
-  p.down.num_groups = 64;
-  p.down.cu_rows = static_cast<const int32_t*>(kEven);
-  p.down.x = kEven;
-  p.down.x_row_stride = k;
-  p.down.num_x_rows = p.combine.num_rows;
-  p.down.num_rows = p.combine.num_rows;
-  p.down.out = kEven;
-  p.down.out_type = Element::kBF16;
-  p.down.out_row_stride = hidden;
+  p.product.layout = {.format = format, .n = hidden, .k = k};
+  p.product.num_groups = 64;
+  p.product.cu_rows = static_cast<const int32_t*>(kEven);
+  p.product.x = kEven;
+  p.product.x_row_stride = k;
+  p.product.num_x_rows = p.combine.num_rows;
+  p.product.num_rows = p.combine.num_rows;
+  p.product.out = kEven;
+  p.product.out_type = Element::kBF16;
+  p.product.out_row_stride = hidden;
   return p;
 }
 
@@ -188,7 +188,7 @@ TEST(ChooseFinishTest, VerySmallStepsHaveThePlanOfTheirProduct) {
       for (int32_t tokens : {1, 4}) {
         const FinishParams p = FinishOf(tokens, 2048, 1408, format);
         const FinishPlan plan = ChooseFinish(p, device);
-        EXPECT_EQ(plan.gemm.num_blocks, ChooseGemm(p.down, device).num_blocks);
+        EXPECT_EQ(plan.gemm.num_blocks, ChooseGemm(p.product, device).num_blocks);
         EXPECT_GT(plan.gemm.num_blocks, 0);
         EXPECT_TRUE(plan.whole);
       }

@@ -1,6 +1,7 @@
 // How the kernels are started: the plans are pure, and a device of each kind can run them.
 #include <cstdint>
 #include <tuple>
+#include <utility>
 
 #include "cuda/gemm.h"
 #include "cuda/mla.h"
@@ -77,7 +78,7 @@ auto Fields(const GemmPlan& p) {
 }
 auto Fields(const MlaPlan& p) {
   return std::tie(p.latent, p.keys, p.grid, p.smem_bytes, p.q_unit, p.cache_unit, p.out_pairs,
-                  p.entry_bytes, p.entry_scales, p.entry_keys);
+                  p.entry_bytes, p.entry_scales, p.entry_keys, p.value_blocks);
 }
 
 // Calls `use` with each product, format, number of rows and device.
@@ -225,6 +226,27 @@ TEST(ChooseMlaAttentionTest, CopiesAreAsWideAsAddressesAllow) {
   EXPECT_EQ(ChooseMlaAttention(params, kDevices[1]).q_unit, 16);
   params.entry = MlaEntry::kFp8;
   EXPECT_EQ(ChooseMlaAttention(params, kDevices[1]).q_unit, 4);
+}
+
+TEST(ChooseMlaAttentionTest, ValuesOfFewTokensTakeHalfOfTheDeviceAtMost) {
+  for (const DeviceFacts& device : kDevices) {
+    for (const auto& [heads, units] : {std::pair(16, 32), std::pair(128, 256)}) {
+      for (int32_t tokens : {1, 2, 8}) {
+        MlaAttentionParams params = AttentionOf(512, 64, heads, tokens);
+        EXPECT_EQ(ChooseMlaAttention(params, device).value_blocks, 0);
+        params.values.weight = kEven;
+        params.values.layout = {.n = 128, .k = 512};
+        const MlaPlan plan = ChooseMlaAttention(params, device);
+        EXPECT_EQ(plan.value_blocks, Min(units, device.num_sms / 2));
+        EXPECT_LT(plan.value_blocks, plan.grid);
+        params.num_tokens = 9;
+        EXPECT_EQ(ChooseMlaAttention(params, device).value_blocks, 0);
+        params.num_tokens = tokens;
+        params.values.layout.format = WeightFormat::kE4m3;
+        EXPECT_EQ(ChooseMlaAttention(params, device).value_blocks, 0);
+      }
+    }
+  }
 }
 
 TEST(MlaWorkspaceTest, MoreNeverTakesLess) {

@@ -89,5 +89,36 @@ TEST_F(FinishTest, HasTheBitsOfItsOps) {
   }
 }
 
+// V3's low-rank query has some of the columns. The last step is two kernels.
+TEST_F(FinishTest, ALinearWithANormHasTheBitsOfItsTwoOps) {
+  struct Case {
+    int64_t num_tokens, n, k, width;
+  };
+  for (const Case& c : {Case{1, 64, 16, 64}, Case{1, 200, 600, 72}, Case{4, 264, 70, 264},
+                        Case{5, 90, 64, 33}, Case{40, 280, 64, 280}}) {
+    SCOPED_TRACE(testing::Message() << c.num_tokens << " of " << c.width << " of " << c.n);
+    const auto weight = Pack(*backend_, {{c.n}}, c.k);
+    const DeviceTensor x = Normal(DType::kBF16, {c.num_tokens, c.k});
+    const DeviceTensor bias = Normal(DType::kF32, {c.n});
+    const DeviceTensor norm = Normal(DType::kF32, {c.width});
+    const auto run = [&](bool at_once) {
+      const DeviceTensor given = Upload(TestTensor(DType::kBF16, {c.num_tokens, c.n}));
+      const DeviceTensor out = Upload(TestTensor(DType::kBF16, {c.num_tokens, c.width}));
+      const LinearAndNormArgs args = {
+          .linear = {x.view, weight.get(), bias.view, given.view},
+          .norm = {given.view.Columns(0, c.width), {}, norm.view, 1e-6f, out.view}};
+      const int64_t before = emu::NumCalls(emu::CallKind::kExecution);
+      absl::Status status = at_once ? backend_->LinearAndNorm(args) : backend_->Linear(args.linear);
+      if (status.ok() && !at_once) status = backend_->RmsNorm(args.norm);
+      EXPECT_TRUE(status.ok()) << status;
+      auto written = std::pair(ReadBack(given.view), ReadBack(out.view));
+      const int64_t kernels = emu::NumCalls(emu::CallKind::kExecution) - before;
+      EXPECT_EQ(kernels, at_once && c.num_tokens <= 8 ? 1 : 2);
+      return written;
+    };
+    EXPECT_TRUE(run(true) == run(false));
+  }
+}
+
 }  // namespace
 }  // namespace jevons

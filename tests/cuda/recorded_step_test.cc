@@ -91,6 +91,25 @@ TEST_F(RecordedStepTest, WithoutRecordingEveryCallRuns) {
   EXPECT_EQ(emu::OutstandingObjects().graph_execs, 0);
 }
 
+// From sm_90 on. The first one finds what was written since the step before.
+TEST_F(RecordedStepTest, AllKernelsOfAStepButTheFirstMayBeginEarly) {
+  for (const bool early : {true, false}) {
+    backend_ = nullptr;
+    backend_ = Create({.early_launches = early});
+    weight_ = Pack(*backend_, {{kHidden}}, kHidden);
+    // In a recording all of them do.
+    for (int i = 0; i < 2; ++i) EXPECT_TRUE(Run().ok());
+    TestTensor input = Input();
+    EXPECT_TRUE(backend_->Wait().ok());
+    emu::ResetCalls();
+    Result(input);
+    const int64_t kernels = emu::NumCalls(emu::CallKind::kExecution);
+    EXPECT_GT(kernels, 1);
+    EXPECT_EQ(emu::NumCalls(emu::CallKind::kEarly),
+              early && emu::DefaultMajor() >= 9 ? kernels - 1 : 0);
+  }
+}
+
 TEST_F(RecordedStepTest, AnOpThatFailsInTheFirstCallLeavesNothingRecorded) {
   const auto fails = [this] {
     RETURN_IF_ERROR(Ops());

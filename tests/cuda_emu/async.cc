@@ -169,6 +169,11 @@ void CpAsyncWait(int pending, Site at) {
   thread.copies.resize(kept);
 }
 
+void EndCpAsyncOfThread(Thread& thread) {
+  for (const Copy& copy : thread.copies) EndCpAsync(thread, copy);
+  thread.copies.clear();
+}
+
 void MBarrierInit(uint64_t* barrier, int num_arrivals, Site at) {
   Thread& thread = RunningThread();
   Block& block = BlockOf(thread);

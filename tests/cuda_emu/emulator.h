@@ -15,12 +15,19 @@ struct GridSpec {
   dim3 grid;
   int block = 0;
   int smem_bytes = 0;
+  bool early = false;  // may begin before the launch in front of it has ended
 };
 
 // grid.cc. Runs `thread_body` once for every thread of the grid, to the end; called by the runtime
 // when the launch's turn in its stream has come. A misuse goes to ReportMisuse, the rest of the
 // grid is dropped, and cudaErrorLaunchFailure comes back.
 cudaError_t RunGrid(const GridSpec& spec, const std::function<void()>& thread_body);
+// grid.cc. For an early launch whose predecessor has not run yet: runs some of its blocks up to
+// their threads' WaitForKernelBefore. RunGrid with the same body, which must live on, lets them go
+// on. One launch at a time; while there is one, nothing is done for others.
+cudaError_t BeginGrid(const GridSpec& spec, const std::function<void()>& thread_body);
+// grid.cc. What began will not be run.
+void ForgetEarlyGrid();
 
 // grid.cc. " in <kernel> block (x,y,z) thread t at file:line" of the kernel thread that runs now and
 // of its last call of a wrapper; "" outside of kernels. ReportMisuse puts it behind its text.

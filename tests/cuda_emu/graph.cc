@@ -43,6 +43,16 @@ bool AllJoined(const Graph& graph, const std::vector<int>& end) {
   return std::find(reached.begin(), reached.end(), false) == reached.end();
 }
 
+// The kernel that is behind this node and no other may begin.
+cudaError_t BeginBehind(const std::vector<GraphNode>& nodes, int node) {
+  for (const GraphNode& next : nodes) {
+    if (next.needs.size() != 1 || next.needs[0] != node) continue;
+    const cudaError_t error = BeginEarly(*nodes[node].work, *next.work);
+    if (error != cudaSuccess) return error;
+  }
+  return cudaSuccess;
+}
+
 cudaError_t TakeGraph(State& state, const std::shared_ptr<Stream>& stream,
                       std::shared_ptr<const Graph>& graph) {
   if (stream == nullptr) return cudaErrorInvalidResourceHandle;
@@ -185,7 +195,8 @@ cudaError_t RunGraphNode(State& state, GraphRun& run, bool* advanced) {
   std::shuffle(ready.begin(), ready.end(), state.random);
   for (const int node : ready) {
     if (run.execution[node] == 0) run.execution[node] = ++state.num_executions;
-    const cudaError_t error = nodes[node].work->run(run.execution[node]);
+    cudaError_t error = BeginBehind(nodes, node);
+    if (error == cudaSuccess) error = nodes[node].work->run(run.execution[node]);
     if (error == cudaErrorNotReady) continue;
     if (error != cudaSuccess) return error;
     run.done[node] = true;

@@ -1,15 +1,10 @@
 #include "tests/cuda_emu/grid.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <bit>
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
-#include <map>
 #include <mutex>
 #include <numeric>
+#include <utility>
 
 #include "tests/cuda_emu/grid_state.h"
 
@@ -20,14 +15,6 @@ Grid& grid = *new Grid;
 
 namespace {
 
-// A block's region: keys for ThreadSanitizer, a guard zone, shared memory, a guard zone.
-constexpr int kKeyBytes = 7 * 1024;
-constexpr int kGuardBytes = 1024;
-constexpr int kMostSmemBytes = 256 * 1024;
-constexpr int kRegionBytes = kKeyBytes + kGuardBytes + kMostSmemBytes + kGuardBytes;
-constexpr unsigned char kGuardByte = 0xA5;
-static_assert((kKeyBytes + kGuardBytes) % 1024 == 0);
-
 // The host's edges to the kernel's threads and back, and that of ThreadFence.
 // Eight bytes apart: ThreadSanitizer knows no finer keys.
 uint64_t begin_key, end_key, fence_key;
@@ -35,57 +22,22 @@ uint64_t begin_key, end_key, fence_key;
 // Ends a thread whose grid is dropped.
 struct Dropped {};
 
-void MapRegion(Block& block) {
-  void* const place = block.region;
-  if (place != nullptr) munmap(place, kRegionBytes);
-  void* const region =
-      mmap(place, kRegionBytes, PROT_READ | PROT_WRITE,
-           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | (place ? MAP_FIXED : 0), -1, 0);
-  if (region == MAP_FAILED) {
-    std::perror("CUDA emulator: no memory for a block");
-    std::abort();
-  }
-  block.region = static_cast<unsigned char*>(region);
-  block.smem = block.region + kKeyBytes + kGuardBytes;
-}
-
-std::string IndexText(const Block& block) {
-  const dim3& i = block.block_idx;
-  return "block (" + std::to_string(i.x) + "," + std::to_string(i.y) + "," + std::to_string(i.z) +
-         ")";
-}
-
-// Threads and what they wait in, one group a line: "threads 0-31, 64-95: SyncThreads at x.cu:7".
-std::string WaitsText(const Block& block) {
-  std::map<std::string, std::string> groups;
-  for (int first = 0; first < block.block_dim;) {
-    const auto text = [&](int i) {
-      const Thread& t = block.threads[i];
-      return std::string(t.where) + (t.at.file == nullptr ? "" : " at " + SiteText(t.at));
-    };
-    const std::string where = text(first);
-    int last = first;
-    while (last + 1 < block.block_dim && text(last + 1) == where) ++last;
-    std::string& list = groups[where];
-    list += (list.empty() ? "" : ", ") + std::to_string(first);
-    if (last > first) list += "-" + std::to_string(last);
-    first = last + 1;
-  }
-  std::string text;
-  for (const auto& [where, list] : groups) text += "\n  threads " + list + ": " + where;
-  return text;
-}
-
 Thread& PickLane(const Warp& warp) {
   const int step = std::countr_zero(std::rotr(warp.ready, warp.first_lane));
   return warp.threads[(warp.first_lane + step) % kLanes];
 }
 
-Warp& PickWarp() {
-  const int start = grid.Random() % 64;
-  const int bit = (start + std::countr_zero(std::rotr(grid.ready, start))) % 64;
-  return grid.blocks[bit / kMostWarps].warps[bit % kMostWarps];
+int PickBit(uint32_t bits) {
+  const int start = grid.Random() % 32;
+  return (start + std::countr_zero(std::rotr(bits, start))) % 32;
 }
+
+Warp& PickWarp() {
+  Block& block = grid.blocks[PickBit(grid.ready)];
+  return block.warps[PickBit(block.ready)];
+}
+
+uint32_t BitOf(const Block& block) { return 1u << (&block - grid.blocks); }
 
 // The running thread goes on when the scheduler picks it again.
 void SwitchToHost(Thread& thread) {
@@ -95,10 +47,11 @@ void SwitchToHost(Thread& thread) {
 
 // Whether a thread of the block can run, if need be because something asynchronous ends.
 bool CanRun(Block& block) {
-  while ((grid.ready & block.warp_bits) == 0) {
+  while (block.ready == 0) {
     if (block.AllEnded()) return false;
     if (!ProgressAsync(block)) {
-      grid.stalled = &block;
+      // Otherwise another block, or the kernel before, lets it go on.
+      if (block.num_polling == 0 && block.num_early == 0) grid.stalled = &block;
       return false;
     }
   }
@@ -108,8 +61,10 @@ bool CanRun(Block& block) {
 void Next(Thread& thread) {
   Warp* warp = thread.warp;
   if (warp->ready == 0) {
-    grid.ready &= ~warp->bit;
-    if (!CanRun(*warp->block)) return SwitchToHost(thread);
+    Block& block = *warp->block;
+    block.ready &= ~(1u << warp->idx);
+    if (block.ready == 0) grid.ready &= ~BitOf(block);
+    if (!CanRun(block)) return SwitchToHost(thread);
     warp = &PickWarp();
   } else if (grid.OneIn(64)) {
     warp = &PickWarp();
@@ -124,7 +79,13 @@ void Next(Thread& thread) {
 // is left.
 bool RunBody(Thread& thread) {
   try {
-    (*grid.body)();
+    const Launch& launch = *BlockOf(thread).launch;
+    (*launch.body)();
+    if (launch.spec.early && !thread.has_waited) {
+      Misuse(
+          "a kernel that may begin early, and a thread of it that ends without having called "
+          "WaitForKernelBefore;");
+    }
     EndAsyncOfThread(thread);
     return true;
   } catch (const Dropped&) {
@@ -151,118 +112,118 @@ void FiberMain() {
   }
 }
 
-void LoadBlock(Block& block, const GridSpec& spec, int64_t number) {
-  if (block.region == nullptr || UnderTsan()) MapRegion(block);
-  block.block_idx = dim3(static_cast<unsigned>(number % spec.grid.x),
-                         static_cast<unsigned>(number / spec.grid.x % spec.grid.y),
-                         static_cast<unsigned>(number / spec.grid.x / spec.grid.y));
-  block.grid_dim = spec.grid;
-  block.block_dim = spec.block;
-  block.smem_bytes = spec.smem_bytes;
-  std::memset(block.smem - kGuardBytes, kGuardByte, kGuardBytes);
-  std::memset(block.smem, 0xFF, spec.smem_bytes);
-  std::memset(block.smem + spec.smem_bytes, kGuardByte, kGuardBytes);
-  Poison(block.smem - kGuardBytes, kGuardBytes);
-  Poison(block.smem + spec.smem_bytes, kGuardBytes);
-  block.live = true;
-  block.num_ended = 0;
-  block.num_warps = spec.block / kLanes;
-  for (Barrier& barrier : block.barriers) barrier = Barrier{};
-  for (int i = 0; i < spec.block; ++i) {
-    Thread& thread = block.threads[i];
-    if (thread.context.stack == nullptr) StartFiber(thread.context, FiberMain);
-    thread.block = &block;
-    thread.idx = i;
-    thread.lane = i % kLanes;
-    thread.warp = &block.warps[i / kLanes];
-    thread.where = "runs";
-    thread.at = Site{};
-  }
-  const int slot = static_cast<int>(&block - grid.blocks);
-  block.warp_bits = 0;
-  for (int i = 0; i < block.num_warps; ++i) {
-    Warp& warp = block.warps[i];
-    warp.block = &block;
-    warp.threads = block.threads + i * kLanes;
-    warp.idx = i;
-    warp.bit = uint64_t{1} << (slot * kMostWarps + i);
-    warp.arrived = 0;
-    block.warp_bits |= warp.bit;
-    MakeReady(warp, kAllLanes);
-  }
-  StartAsync(block);
-  // What the host wrote, but not what it learnt of other blocks: it has not acquired their keys.
-  Release(&begin_key);
-}
-
-// What is wrong with a block that has ended, or "".
-std::string UnloadBlock(Block& block) {
-  block.live = false;
-  Unpoison(block.region, kRegionBytes);
-  const auto whole = [](const unsigned char* guard) {
-    return std::all_of(guard, guard + kGuardBytes, [](unsigned char c) { return c == kGuardByte; });
-  };
-  if (!whole(block.smem - kGuardBytes) || !whole(block.smem + block.smem_bytes)) {
-    return "a write outside of the block's " + std::to_string(block.smem_bytes) +
-           " bytes of shared memory";
-  }
-  for (int i = 1; i < kNumBarriers; ++i) {
-    if (block.barriers[i].arrived != 0) {
-      return "barrier " + std::to_string(i) + " was left with " +
-             std::to_string(block.barriers[i].arrived) + " of " +
-             std::to_string(block.barriers[i].expected) + " threads";
-    }
-  }
-  return EndAsyncOfBlock(block);
-}
-
-// Forgets what runs, and starts its fibers afresh.
-void Abandon() {
+// Forgets what runs, or what began early, and starts its fibers afresh.
+void Abandon(const Launch* launch) {
   for (Block& block : grid.blocks) {
-    if (!block.live) continue;
-    block.live = false;
-    Unpoison(block.region, kRegionBytes);
+    if (!block.live || block.launch != launch) continue;
+    ForgetBlock(block);
+    grid.ready &= ~BitOf(block);
     for (int i = 0; i < block.block_dim; ++i) {
       Context& context = block.threads[i].context;
       ReleaseAs(grid.host, context, &end_key);
       StartFiber(context, FiberMain);
     }
   }
-  grid.ready = 0;
 }
 
-// Whether the grid ran to its end.
-bool RunBlocks(const GridSpec& spec) {
-  std::vector<int64_t> order(size_t{spec.grid.x} * spec.grid.y * spec.grid.z);
-  std::iota(order.begin(), order.end(), 0);
-  for (size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[grid.Random() % i]);
-  const int residents = grid.OneIn(4) ? 1 : kMostBlocks;
-  size_t next = 0;
-  for (;;) {
-    for (int i = 0; i < residents; ++i) {
-      if (!grid.blocks[i].live && next < order.size()) {
-        LoadBlock(grid.blocks[i], spec, order[next++]);
-      }
+void BeginBlock(Block& block, Launch& launch) {
+  LoadBlock(block, launch, launch.order[launch.num_begun++], FiberMain);
+  // What the host wrote, but not what it learnt of other blocks: it has not acquired their keys.
+  Release(&begin_key);
+}
+
+// Begins blocks up to `residents` that do not wait for others.
+void BeginBlocks(Launch& launch, int residents) {
+  for (const Block& block : grid.blocks) {
+    if (block.live && block.launch == &launch && block.num_polling == 0) --residents;
+  }
+  for (Block& block : grid.blocks) {
+    if (residents <= 0 || launch.num_begun == launch.order.size()) return;
+    if (block.live) continue;
+    BeginBlock(block, launch);
+    --residents;
+  }
+}
+
+// Lets those look again who wait for other blocks; how many they are.
+int WakePolling(const Launch& launch) {
+  int num = 0;
+  for (Block& block : grid.blocks) {
+    if (!block.live || block.launch != &launch || block.num_polling == 0) continue;
+    num += std::exchange(block.num_polling, 0);
+    for (int i = 0; i < block.num_warps; ++i) {
+      Warp& warp = block.warps[i];
+      if (warp.polling != 0) MakeReady(warp, std::exchange(warp.polling, 0));
     }
-    if (grid.ready == 0) return true;
+  }
+  return num;
+}
+
+bool ReportStalled(const char* what, const Block& block) {
+  ReportMisuse(what + block.launch->spec.kernel + ", " + IndexText(block) + ":" + WaitsText(block) +
+               StalledAsyncText(block));
+  return false;
+}
+bool ReportWaiting(const Launch& launch) {
+  for (const Block& block : grid.blocks) {
+    if (block.live && block.launch == &launch) {
+      return ReportStalled("blocks wait for others that do not come in ", block);
+    }
+  }
+  return false;
+}
+
+// Runs whoever can, until nobody can; false where something is wrong.
+bool RunReady() {
+  while (grid.ready != 0) {
     Thread& thread = PickLane(PickWarp());
     running = &thread;
     SwitchContext(grid.host, thread.context);
     if (grid.dropped) return false;
-    if (grid.stalled != nullptr) {
-      ReportMisuse("threads wait for each other in " + grid.kernel + ", " +
-                   IndexText(*grid.stalled) + ":" + WaitsText(*grid.stalled) +
-                   StalledAsyncText(*grid.stalled));
-      return false;
-    }
+    if (grid.stalled != nullptr)
+      return ReportStalled("threads wait for each other in ", *grid.stalled);
     for (Block& block : grid.blocks) {
       if (!block.live || !block.AllEnded()) continue;
       const std::string wrong = UnloadBlock(block);
-      if (wrong.empty()) continue;
-      ReportMisuse(wrong + " in " + grid.kernel + ", " + IndexText(block));
+      if (wrong.empty()) return true;
+      ReportMisuse(wrong + " in " + block.launch->spec.kernel + ", " + IndexText(block));
       return false;
     }
   }
+  return true;
+}
+
+// Whether the grid ran to its end.
+bool RunBlocks(Launch& launch) {
+  const int residents = grid.OneIn(4) ? 1 : kMostResidents;
+  // When those who wait for others last looked again.
+  int64_t parks = 0;
+  int64_t polls = 0;
+  int num_woken = 0;
+  for (;;) {
+    const size_t num_begun = launch.num_begun;
+    BeginBlocks(launch, residents);
+    if (launch.num_begun > num_begun) num_woken = 0;
+    if (grid.ready == 0) {
+      // Only they have done anything since: nobody ever will.
+      if (num_woken > 0 && grid.num_polls - polls == num_woken &&
+          grid.num_parks - parks == num_woken) {
+        return ReportWaiting(launch);
+      }
+      parks = grid.num_parks;
+      polls = grid.num_polls;
+      num_woken = WakePolling(launch);
+      if (num_woken == 0) return true;
+    }
+    if (!RunReady()) return false;
+  }
+}
+
+std::vector<int64_t> RandomOrder(int64_t num_blocks) {
+  std::vector<int64_t> order(static_cast<size_t>(num_blocks));
+  std::iota(order.begin(), order.end(), 0);
+  for (size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[grid.Random() % i]);
+  return order;
 }
 
 // Launches since the seed last changed: each has its own order.
@@ -277,28 +238,87 @@ uint64_t NextRandom() {
   return (z ^ z >> 31) | 1;
 }
 
-}  // namespace
-
-cudaError_t RunGrid(const GridSpec& spec, const std::function<void()>& thread_body) {
-  if (spec.block < kLanes || spec.block > kMostThreads || spec.block % kLanes != 0 ||
-      spec.smem_bytes < 0 || spec.smem_bytes > kMostSmemBytes) {
-    ReportMisuse("a launch of " + spec.kernel + " with " + std::to_string(spec.block) +
-                 " threads a block and " + std::to_string(spec.smem_bytes) +
-                 " bytes of shared memory");
-    return cudaErrorInvalidConfiguration;
-  }
-  static std::mutex* const mutex = new std::mutex;
-  const std::lock_guard lock(*mutex);
-  grid.kernel = spec.kernel;
-  grid.body = &thread_body;
+std::unique_ptr<Launch> NewLaunch(const GridSpec& spec, const std::function<void()>& body) {
   grid.random = NextRandom();
   grid.dropped = false;
   grid.stalled = nullptr;
+  auto launch = std::make_unique<Launch>();
+  launch->spec = spec;
+  launch->body = &body;
+  launch->order = RandomOrder(int64_t{spec.grid.x} * spec.grid.y * spec.grid.z);
+  return launch;
+}
+
+std::mutex& GridMutex() {
+  static std::mutex* const mutex = new std::mutex;
+  return *mutex;
+}
+
+cudaError_t CheckSpec(const GridSpec& spec) {
+  if (spec.block >= kLanes && spec.block <= kMostThreads && spec.block % kLanes == 0 &&
+      spec.smem_bytes >= 0 && spec.smem_bytes <= kMostSmemBytes) {
+    return cudaSuccess;
+  }
+  ReportMisuse("a launch of " + spec.kernel + " with " + std::to_string(spec.block) +
+               " threads a block and " + std::to_string(spec.smem_bytes) +
+               " bytes of shared memory");
+  return cudaErrorInvalidConfiguration;
+}
+
+// The kernel before has ended.
+void GoOn(Launch& launch) {
+  launch.waits = false;
+  for (Block& block : grid.blocks) {
+    if (!block.live || block.launch != &launch) continue;
+    block.num_early = 0;
+    for (int i = 0; i < block.num_warps; ++i) {
+      Warp& warp = block.warps[i];
+      if (warp.early != 0) MakeReady(warp, std::exchange(warp.early, 0));
+    }
+  }
+}
+
+}  // namespace
+
+cudaError_t BeginGrid(const GridSpec& spec, const std::function<void()>& thread_body) {
+  const std::lock_guard lock(GridMutex());
+  if (grid.early != nullptr) return cudaSuccess;
+  const cudaError_t error = CheckSpec(spec);
+  if (error != cudaSuccess) return error;
+  grid.early = NewLaunch(spec, thread_body);
+  grid.early->waits = true;
   AdoptHost(grid.host);
-  const bool good = RunBlocks(spec);
-  if (!good) Abandon();
+  BeginBlocks(*grid.early, grid.OneIn(2) ? 1 : kMostResidents);
+  bool good = true;
+  while (good && grid.ready != 0) good = RunReady();
+  if (good) return cudaSuccess;
+  Abandon(grid.early.get());
+  grid.early = nullptr;
+  return cudaErrorLaunchFailure;
+}
+
+cudaError_t RunGrid(const GridSpec& spec, const std::function<void()>& thread_body) {
+  const cudaError_t error = CheckSpec(spec);
+  if (error != cudaSuccess) return error;
+  const std::lock_guard lock(GridMutex());
+  std::unique_ptr<Launch> launch = NewLaunch(spec, thread_body);
+  if (grid.early != nullptr && grid.early->body == &thread_body) {
+    launch = std::move(grid.early);
+    GoOn(*launch);
+  }
+  AdoptHost(grid.host);
+  const bool good = RunBlocks(*launch);
+  if (!good) Abandon(launch.get());
   Acquire(&end_key);
   return good ? cudaSuccess : cudaErrorLaunchFailure;
+}
+
+void ForgetEarlyGrid() {
+  const std::lock_guard lock(GridMutex());
+  if (grid.early == nullptr) return;
+  AdoptHost(grid.host);
+  Abandon(grid.early.get());
+  grid.early = nullptr;
 }
 
 std::string SiteText(Site at) {
@@ -309,7 +329,8 @@ std::string SiteText(Site at) {
 std::string WhereInKernel() {
   if (running == nullptr) return "";
   const Thread& thread = RunningThread();
-  return " in " + grid.kernel + " " + IndexText(BlockOf(thread)) + " thread " +
+  const Block& block = BlockOf(thread);
+  return " in " + block.launch->spec.kernel + " " + IndexText(block) + " thread " +
          std::to_string(thread.idx) + " at " + SiteText(thread.at);
 }
 
@@ -326,13 +347,37 @@ void Park(const char* where) {
   Thread& thread = RunningThread();
   thread.where = where;
   thread.warp->ready &= ~(1u << thread.lane);
+  ++grid.num_parks;
   Next(thread);
 }
 
 void MakeReady(Warp& warp, uint32_t lanes) {
   warp.ready |= lanes;
   warp.first_lane = grid.Random() % kLanes;
-  grid.ready |= warp.bit;
+  warp.block->ready |= 1u << warp.idx;
+  grid.ready |= BitOf(*warp.block);
+}
+
+void WaitForOthers(const char* where, Site at) {
+  Thread& thread = RunningThread();
+  thread.at = at;
+  thread.warp->polling |= 1u << thread.lane;
+  ++BlockOf(thread).num_polling;
+  ++grid.num_polls;
+  Park(where);
+}
+
+void WaitForKernelBefore(Site at) {
+  Thread& thread = RunningThread();
+  thread.at = at;
+  thread.has_waited = true;
+  if (!BlockOf(thread).launch->waits) return;
+  // What was asked for before has been read.
+  EndCpAsyncOfThread(thread);
+  thread.warp->early |= 1u << thread.lane;
+  ++BlockOf(thread).num_early;
+  Park("WaitForKernelBefore");
+  Acquire(&end_key);
 }
 
 void Yield() {
@@ -347,31 +392,6 @@ void Yield() {
 void ThreadFence() {
   Acquire(&fence_key);
   Release(&fence_key);
-}
-
-int64_t CheckShared(const void* shared, int64_t bytes, int alignment, const char* what) {
-  const Block& block = BlockOf(RunningThread());
-  const int64_t offset = static_cast<const unsigned char*>(shared) - block.smem;
-  if (offset < 0 || offset + bytes > block.smem_bytes) {
-    Misuse(std::string(what) + ": " + std::to_string(bytes) + " bytes at offset " +
-           std::to_string(offset) + " are not within the block's " +
-           std::to_string(block.smem_bytes) + " bytes of shared memory");
-  }
-  if (offset % alignment != 0) {
-    Misuse(std::string(what) + ": the shared address at offset " + std::to_string(offset) +
-           " is not aligned to " + std::to_string(alignment) + " bytes");
-  }
-  return offset;
-}
-
-void* SharedMemory(int64_t bytes, Site at) {
-  RunningThread().at = at;
-  const Block& block = BlockOf(RunningThread());
-  if (bytes > block.smem_bytes) {
-    Misuse("SharedMemory of " + std::to_string(bytes) + " bytes where the launch gave " +
-           std::to_string(block.smem_bytes));
-  }
-  return block.smem;
 }
 
 }  // namespace jevons::emu

@@ -39,6 +39,10 @@ void BarrierArrive(int id, int num_threads, Site at);
 void ThreadFence();
 // Lets other threads run, now and then.
 void Yield();
+// Lets all others run that can, of other blocks too; where none can ever again, a misuse.
+void WaitForOthers(const char* where, Site at);
+// Parks a thread of a launch whose predecessor has not run.
+void WaitForKernelBefore(Site at);
 
 void* SharedMemory(int64_t bytes, Site at);
 

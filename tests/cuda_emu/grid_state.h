@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -16,7 +17,10 @@ namespace jevons::emu {
 constexpr int kLanes = 32;
 constexpr int kMostThreads = 1024;
 constexpr int kMostWarps = kMostThreads / kLanes;
-constexpr int kMostBlocks = 2;  // resident; a bit for each of their warps fits in 64
+constexpr int kMostBlocks =
+    8;  // in all: those that run, that wait for others, and that began early
+constexpr int kMostResidents = 2;  // of the running launch, without those that wait for others
+constexpr int kMostSmemBytes = 256 * 1024;
 constexpr int kNumBarriers = 16;
 constexpr uint32_t kAllLanes = ~0u;
 
@@ -80,15 +84,17 @@ struct Thread : ThreadFacts {
   int64_t group = 0;         // of the copies that come next
   uint32_t num_written = 0;  // copies of CpAsync that were done
   uint32_t num_fenced = 0;   // of them before the last FenceProxyAsync
+  bool has_waited = false;   // for the kernel before
 };
 
 struct Warp {
   Block* block = nullptr;
   Thread* threads = nullptr;
   int idx = 0;
-  uint64_t bit = 0;    // in Grid::ready
-  uint32_t ready = 0;  // lanes that can run
-  int first_lane = 0;  // where the search for the next one starts
+  uint32_t ready = 0;    // lanes that can run
+  int first_lane = 0;    // where the search for the next one starts
+  uint32_t polling = 0;  // lanes in WaitForOthers
+  uint32_t early = 0;    // lanes in WaitForKernelBefore
 
   // The collective at which lanes wait for the rest of the warp.
   const char* name = nullptr;
@@ -118,11 +124,23 @@ struct Barrier {
   uint32_t phase = 0;
 };
 
+// A launch of which some blocks have begun.
+struct Launch {
+  GridSpec spec;
+  const std::function<void()>* body = nullptr;
+  std::vector<int64_t> order;  // of its blocks
+  size_t num_begun = 0;
+  bool waits = false;  // the launch before it has not ended
+};
+
 struct Block : BlockFacts {
   bool live = false;
+  Launch* launch = nullptr;
   int num_warps = 0;
   int num_ended = 0;
-  uint64_t warp_bits = 0;
+  int num_polling = 0;
+  int num_early = 0;
+  uint32_t ready = 0;  // warps that have a ready lane
   unsigned char* region = nullptr;
   Barrier barriers[kNumBarriers];
   Warp warps[kMostWarps];
@@ -153,11 +171,12 @@ struct Block : BlockFacts {
 };
 
 struct Grid {
-  std::string kernel;
-  const std::function<void()>* body = nullptr;
+  std::unique_ptr<Launch> early;  // whose blocks wait for the launch before it
   Context host;
-  uint64_t ready = 0;  // warps that have a ready lane, 32 bits a block
+  uint32_t ready = 0;  // blocks that have a ready warp
   uint64_t random = 0;
+  int64_t num_parks = 0;
+  int64_t num_polls = 0;
   bool dropped = false;      // a thread has reported a misuse
   Block* stalled = nullptr;  // a block whose threads wait for each other
   Block blocks[kMostBlocks];
@@ -174,6 +193,17 @@ extern Grid& grid;
 
 inline Thread& RunningThread() { return *static_cast<Thread*>(running); }
 inline Block& BlockOf(const Thread& thread) { return *thread.warp->block; }
+
+// block.cc. Puts a block of the launch into a free place, all of its threads ready; `entry` is what
+// a fiber begins with.
+void LoadBlock(Block& block, Launch& launch, int64_t number, void (*entry)());
+// What is wrong with a block that has ended, or "".
+std::string UnloadBlock(Block& block);
+// Forgets a block that has not ended.
+void ForgetBlock(Block& block);
+std::string IndexText(const Block& block);
+// Threads and what they wait in, one group a line: "threads 0-31, 64-95: SyncThreads at x.cu:7".
+std::string WaitsText(const Block& block);
 
 // Reports what the running thread did wrong and drops the grid.
 [[noreturn]] void Misuse(const std::string& text);
@@ -201,6 +231,7 @@ std::string SiteText(Site at);
 void StartAsync(Block& block);
 bool ProgressAsync(Block& block);  // true: a thread became ready
 void EndAsyncOfThread(Thread& thread);
+void EndCpAsyncOfThread(Thread& thread);  // its copies, now
 void EndWgmmaOfThread(Thread& thread);
 std::string EndAsyncOfBlock(const Block& block);  // what is wrong, or ""
 std::string EndWgmmaOfBlock(const Block& block);

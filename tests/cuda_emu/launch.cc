@@ -13,10 +13,22 @@ constexpr int kSmemWithoutAttribute = 48 * 1024;
 constexpr unsigned kMaxThreads = 1024;
 constexpr unsigned kMaxGridX = 0x7FFFFFFF;
 constexpr unsigned kMaxGridYZ = 0xFFFF;
+constexpr int kEarlyMajor = 9;  // from which a kernel may begin early
+
+struct Queued {
+  GridSpec spec;
+  std::function<void()> body;
+};
 
 bool IsGrid(const dim3& grid) {
   return grid.x >= 1 && grid.y >= 1 && grid.z >= 1 && grid.x <= kMaxGridX && grid.y <= kMaxGridYZ &&
          grid.z <= kMaxGridYZ;
+}
+
+int MajorOfDevice() {
+  State& state = GetState();
+  const Lock lock(state.mutex);
+  return state.options.major;
 }
 
 cudaError_t CheckSmem(const void* kernel, size_t bytes) {
@@ -25,6 +37,16 @@ cudaError_t CheckSmem(const void* kernel, size_t bytes) {
   const auto found = state.max_smem.find({CurrentDevice(), kernel});
   const int limit = found == state.max_smem.end() ? kSmemWithoutAttribute : found->second;
   return bytes <= static_cast<size_t>(limit) ? cudaSuccess : cudaErrorInvalidValue;
+}
+
+// The last one counts.
+bool MayBeginEarly(const cudaLaunchConfig_t& config) {
+  bool early = false;
+  for (unsigned i = 0; i < config.numAttrs; ++i) {
+    if (config.attrs[i].id != cudaLaunchAttributeProgrammaticStreamSerialization) continue;
+    early = config.attrs[i].val.programmaticStreamSerializationAllowed != 0;
+  }
+  return early;
 }
 
 cudaError_t CheckConfig(const cudaLaunchConfig_t& config, const void* kernel) {
@@ -40,6 +62,7 @@ cudaError_t CheckConfig(const cudaLaunchConfig_t& config, const void* kernel) {
       return cudaErrorNotSupported;
     }
   }
+  if (MayBeginEarly(config) && MajorOfDevice() < kEarlyMajor) return cudaErrorNotSupported;
   return CheckSmem(kernel, config.dynamicSmemBytes);
 }
 
@@ -53,11 +76,12 @@ cudaError_t LaunchKernel(const cudaLaunchConfig_t& config, const void* kernel,
                        GridSpec{.kernel = FunctionName(kernel),
                                 .grid = config.gridDim,
                                 .block = static_cast<int>(config.blockDim.x),
-                                .smem_bytes = static_cast<int>(config.dynamicSmemBytes)},
+                                .smem_bytes = static_cast<int>(config.dynamicSmemBytes),
+                                .early = MayBeginEarly(config)},
                        std::move(thread_body));
 }
 
-cudaError_t EnqueueKernel(cudaStream_t stream, GridSpec spec, std::function<void()> thread_body) {
+cudaError_t EnqueueKernel(cudaStream_t stream, GridSpec spec, std::function<void()> body) {
   return ApiCall(CallKind::kLaunch, [&](State& state, Lock&) {
     const std::shared_ptr<Stream> target = FindStream(state, stream);
     // A kernel runs on the current device.
@@ -71,14 +95,25 @@ cudaError_t EnqueueKernel(cudaStream_t stream, GridSpec spec, std::function<void
       return cudaErrorInvalidValue;
     }
     const std::string name = "kernel " + spec.kernel;
-    return Submit(state, stream,
-                  {name, [name, spec = std::move(spec), body = std::move(thread_body)](int64_t) {
-                     const cudaError_t planned = CountCall(GetState(), CallKind::kExecution);
-                     if (planned != cudaSuccess) return planned;
-                     const cudaError_t error = RunGrid(spec, body);
-                     CheckGuards(name);
-                     return error;
-                   }});
+    // Of one address for all of its runs.
+    const auto launch = std::make_shared<const Queued>(Queued{std::move(spec), std::move(body)});
+    Work work = {.name = name,
+                 .run =
+                     [name, launch](int64_t) {
+                       const cudaError_t planned = CountCall(GetState(), CallKind::kExecution);
+                       if (planned != cudaSuccess) return planned;
+                       const cudaError_t error = RunGrid(launch->spec, launch->body);
+                       CheckGuards(name);
+                       return error;
+                     },
+                 .is_kernel = true};
+    if (launch->spec.early) {
+      work.begin = [launch] {
+        const cudaError_t planned = CountCall(GetState(), CallKind::kEarly);
+        return planned == cudaSuccess ? BeginGrid(launch->spec, launch->body) : planned;
+      };
+    }
+    return Submit(state, stream, std::move(work));
   });
 }
 

@@ -40,8 +40,9 @@ enum class CallKind {
   kGraph,
   kDevice,     // count, properties, memory, synchronise
   kExecution,  // a kernel when it runs: the error stays until cudaDeviceReset
+  kEarly,      // a kernel that begins before the one in front has run: as kExecution
 };
-inline constexpr int kNumCallKinds = 8;
+inline constexpr int kNumCallKinds = 9;
 
 // The n-th call of the kind from now on, counted from 1, fails with `error` and does nothing.
 // Replaces what was planned before.

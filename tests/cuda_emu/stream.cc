@@ -30,7 +30,10 @@ Progress RunFirst(State& state, Stream& stream) {
     error = RunGraphNode(state, *op.graph, &advanced);
   } else {
     if (op.execution == 0) op.execution = ++state.num_executions;
-    error = op.work->run(op.execution);
+    if (stream.queue.size() > 1 && stream.queue[1].work != nullptr) {
+      error = BeginEarly(*op.work, *stream.queue[1].work);
+    }
+    if (error == cudaSuccess) error = op.work->run(op.execution);
   }
   SetRunningDevice(-1);
   if (error == cudaErrorNotReady) return advanced ? Progress::kAdvanced : Progress::kBlocked;
@@ -86,6 +89,10 @@ std::shared_ptr<Stream> FindStream(State& state, cudaStream_t handle) {
     return state.devices[CurrentDevice()].default_stream;
   }
   return state.streams.Find(handle);
+}
+
+cudaError_t BeginEarly(const Work& work, const Work& next) {
+  return work.is_kernel && next.begin != nullptr ? next.begin() : cudaSuccess;
 }
 
 cudaError_t QueueInOrder(State& state, const std::shared_ptr<Stream>& stream, Op op) {
@@ -178,6 +185,7 @@ void RunSome(State& state) {
 
 void FailDevice(State& state, int device, cudaError_t error) {
   state.devices[device].sticky = error;
+  ForgetEarlyGrid();
   for (const auto& stream : state.running) {
     if (stream->device != device) continue;
     for (const Op& op : stream->queue) {

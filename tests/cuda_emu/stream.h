@@ -32,6 +32,8 @@ struct Event {
 struct Work {
   std::string name;
   std::function<cudaError_t(int64_t execution)> run;
+  bool is_kernel = false;
+  std::function<cudaError_t()> begin = nullptr;  // of a launch that may begin early
 };
 
 struct GraphNode {
@@ -73,6 +75,9 @@ struct Stream {
 // The stream of a handle; null for one that is none. The default stream is that of the current
 // device.
 std::shared_ptr<Stream> FindStream(State& state, cudaStream_t handle);
+
+// Before `work` runs: what comes behind it may begin.
+cudaError_t BeginEarly(const Work& work, const Work& next);
 
 // Puts work into a stream, or into the graph that is recorded there.
 cudaError_t Submit(State& state, cudaStream_t handle, Work work);

@@ -66,11 +66,15 @@ class LoggedBackend : public Backend {
     return inner_->GroupedGemm(args);
   }
   absl::Status GatedUp(const GatedUpArgs& args) override { return inner_->GatedUp(args); }
+  absl::Status LinearAndNorm(const LinearAndNormArgs& args) override {
+    return inner_->LinearAndNorm(args);
+  }
   absl::Status MlaStoreKv(const MlaStoreKvArgs& args) override { return inner_->MlaStoreKv(args); }
   absl::Status MlaPrepare(const MlaPrepareArgs& args) override { return inner_->MlaPrepare(args); }
   absl::Status MlaAttention(const MlaAttentionArgs& args) override {
     return inner_->MlaAttention(args);
   }
+  absl::Status MlaValues(const MlaValuesArgs& args) override { return inner_->MlaValues(args); }
   absl::Status RouteTopK(const RouteTopKArgs& args) override { return inner_->RouteTopK(args); }
   absl::Status ExpertDispatch(const ExpertDispatchArgs& args) override {
     return inner_->ExpertDispatch(args);

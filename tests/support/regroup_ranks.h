@@ -60,10 +60,9 @@ class RegroupRanks {
       communicators_.push_back(models[i].communicator.get());
       engines_[r] = std::make_unique<RankEngine>(
           std::move(models[i]), clock,
-          RankEngine::Regrouping{
-              .join = [this, r](const Membership& membership,
-                                const auto&) { return Join(r, membership); },
-              .broken = [this](const GroupBreak&) { ++num_broken_; }});
+          RankEngine::Regrouping{.join = [this, r](const Membership& membership,
+                                                   const auto&) { return Join(r, membership); },
+                                 .broken = [this](const GroupBreak&) { ++num_broken_; }});
     }
   }
   // Members of an intact group end at the same time.

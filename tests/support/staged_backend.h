@@ -209,10 +209,11 @@ class StagedBackend : public Backend {
     });
   }
   absl::Status MlaAttention(const MlaAttentionArgs& a) override {
+    return Run([&](Stage& s) { return device_->MlaAttention(Staged(s, a)); });
+  }
+  absl::Status MlaValues(const MlaValuesArgs& a) override {
     return Run([&](Stage& s) {
-      return device_->MlaAttention({s.In(a.q, act_), s.In(a.cache, CacheType(a.cache)),
-                                    s.In(a.block_tables), s.In(a.cu_seqlens_q),
-                                    s.In(a.context_lens), a.scale, s.Out(a.out, act_)});
+      return device_->MlaValues({Staged(s, a.attention), a.uv, s.Out(a.out, out_)});
     });
   }
   absl::Status RouteTopK(const RouteTopKArgs& a) override {
@@ -338,6 +339,12 @@ class StagedBackend : public Backend {
             s.In(a.cos_sin),
             s.In(a.slot_mapping),
             s.Out(a.cache, CacheType(a.cache))};
+  }
+  MlaAttentionArgs Staged(Stage& s, const MlaAttentionArgs& a) const {
+    return {s.In(a.q, act_),      s.In(a.cache, CacheType(a.cache)),
+            s.In(a.block_tables), s.In(a.cu_seqlens_q),
+            s.In(a.context_lens), a.scale,
+            s.Out(a.out, act_)};
   }
   static absl::Status NotHere() { return absl::UnimplementedError("a staged backend runs ops"); }
 

@@ -166,10 +166,46 @@ __global__ void WritePastSharedMemory(const __grid_constant__ Params p) {
   Shared()[kSmemBytes / 4 - kBlock + 1 + ThreadIdx()] = 1;  // WritePastSharedMemory
 }
 
+// Each reads what the one before it in the stream has written.
+__global__ void GoodEarly(const __grid_constant__ Params p) {
+  device::FollowKernelBefore();
+  const int i = device::BlockIdxX() * kBlock + ThreadIdx();
+  Use(p.data[kNum / 2 + i]);
+  p.data[kNum / 2 + i] = 1;
+}
+__global__ void ReadBeforeTheWait(const __grid_constant__ Params p) {
+  const int i = device::BlockIdxX() * kBlock + ThreadIdx();
+  Use(p.data[kNum / 2 + i]);  // ReadBeforeTheWait
+  device::FollowKernelBefore();
+  p.data[kNum / 2 + i] = 1;  // ReadBeforeTheWait
+}
+
+// The kernel three times, recorded: the second and the third may begin early.
+cudaError_t RunEarly(void (*kernel)(const Params), LaunchShape shape, const Params& params) {
+  cudaStream_t stream = nullptr;
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t exec = nullptr;
+  cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
+  cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal);
+  for (int i = 0; i < 3; ++i) {
+    Launch(kernel, shape, stream, params);
+    shape.early = true;
+  }
+  cudaStreamEndCapture(stream, &graph);
+  cudaGraphInstantiate(&exec, graph, 0);
+  cudaGraphDestroy(graph);
+  cudaGraphLaunch(exec, stream);
+  const cudaError_t error = cudaStreamSynchronize(stream);
+  cudaGraphExecDestroy(exec);
+  cudaStreamDestroy(stream);
+  return error;
+}
+
 int Run(const char* name) {
   struct Entry {
     const char* name;
     void (*kernel)(const Params);
+    bool early = false;
   };
 #define JEVONS_KERNEL(name) \
   { #name, name }
@@ -186,6 +222,8 @@ int Run(const char* name) {
       JEVONS_KERNEL(MissingWgmmaWait),
       JEVONS_KERNEL(ReadPastABuffer),
       JEVONS_KERNEL(WritePastSharedMemory),
+      {"GoodEarly", GoodEarly, true},
+      {"ReadBeforeTheWait", ReadBeforeTheWait, true},
   };
 #undef JEVONS_KERNEL
   Params params;
@@ -194,7 +232,8 @@ int Run(const char* name) {
   for (const Entry& entry : entries) {
     if (std::strcmp(entry.name, name) != 0) continue;
     const LaunchShape shape{.grid = dim3(4), .block = kBlock, .smem_bytes = kSmemBytes};
-    for (int i = 0; i < 3; ++i) {
+    if (entry.early && RunEarly(entry.kernel, shape, params) != cudaSuccess) return 2;
+    for (int i = 0; i < 3 && !entry.early; ++i) {
       params.data[0] = 0;
       if (Launch(entry.kernel, shape, nullptr, params) != cudaSuccess) return 2;
       if (cudaDeviceSynchronize() != cudaSuccess) return 2;

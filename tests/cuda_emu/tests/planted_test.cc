@@ -88,13 +88,14 @@ TEST(PlantedTsan, KernelsWithoutBugsGiveNoReport) {
   ExpectNoReport(kTsan, "Good");
   ExpectNoReport(kTsan, "GoodLastBlock");
   ExpectNoReport(kTsan, "GoodPipeline");
+  ExpectNoReport(kTsan, "GoodEarly");
 }
 
 TEST(PlantedTsan, ReportsNameTheLines) {
   if (kTsan.empty()) GTEST_SKIP() << "the compiler has no ThreadSanitizer";
   for (const char* const kernel :
        {"MissingSyncThreads", "MissingSecondSyncThreads", "MissingSyncWarp", "RaceOfBlocks",
-        "WaitAfterTheBarrier", "MissingFullWait", "MissingWgmmaWait"}) {
+        "WaitAfterTheBarrier", "MissingFullWait", "MissingWgmmaWait", "ReadBeforeTheWait"}) {
     ExpectReport(kTsan, kernel, "ThreadSanitizer: data race");
   }
 }

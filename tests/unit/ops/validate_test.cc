@@ -180,6 +180,48 @@ TEST(ValidateTest, MlaPrepareNeedsQueriesOfItsTokensAndHeads) {
   ExpectRefused(Validate(args), "MlaStoreKv: slot_mapping[2] must be in [0, 11], got 12");
 }
 
+TEST(ValidateTest, MlaValuesNeedAWeightForEachHeadAndLatent) {
+  std::vector<int32_t> ints = {0, 1};
+  const FakeWeight uv(2, 5, 6);
+  MlaValuesArgs args;
+  args.attention = {F32({1, 2, 10}),
+                    F32({3, 4, 10}),
+                    TensorView(ints.data(), DType::kI32, {1, 1}),
+                    I32(ints),
+                    TensorView(&ints[1], DType::kI32, {1}),
+                    0.5f,
+                    F32({1, 2, 6})};
+  args.uv = &uv;
+  args.out = F32({1, 2, 5});
+  EXPECT_TRUE(Validate(args).ok()) << Validate(args);
+  args.out = F32({1, 2, 6});
+  ExpectRefused(Validate(args), "MlaValues: out must be f32 [1, 2, 5], got f32 [1, 2, 6]");
+  args.out = F32({1, 2, 5});
+  const FakeWeight one_head(1, 5, 6);
+  args.uv = &one_head;
+  ExpectRefused(Validate(args), "MlaValues: uv groups must be in [2, 2], got 1");
+  const FakeWeight narrow(2, 5, 7);
+  args.uv = &narrow;
+  ExpectRefused(Validate(args), "MlaValues: uv columns must be in [6, 6], got 7");
+  args.uv = nullptr;
+  ExpectRefused(Validate(args), "MlaValues: weight must be given, got nothing");
+}
+
+TEST(ValidateTest, LinearAndNormNormsWhatItGives) {
+  const FakeWeight weight(1, 6, 8);
+  LinearAndNormArgs args;
+  args.linear = {F32({3, 8}), &weight, {}, F32({3, 6})};
+  args.norm = {args.linear.out.Columns(0, 4), {}, F32({4}), 1e-6f, F32({3, 4})};
+  EXPECT_TRUE(Validate(args).ok()) << Validate(args);
+  const char* const refusal =
+      "LinearAndNorm: norm.x must be the first columns of linear.out, without a delta";
+  args.norm.x = F32({3, 4});
+  ExpectRefused(Validate(args), refusal);
+  args.norm.x = args.linear.out.Columns(0, 4);
+  args.norm.delta = F32({3, 4});
+  ExpectRefused(Validate(args), refusal);
+}
+
 TEST(ValidateTest, ACacheOfBytesHasFp8Entries) {
   alignas(16) static uint8_t place[32];
   std::vector<int32_t> ints = {0, 1};

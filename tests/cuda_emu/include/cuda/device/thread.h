@@ -64,6 +64,18 @@ inline int32_t AtomicAddAcqRel(int32_t* address, int32_t value) {
   return __atomic_fetch_add(address, value, __ATOMIC_ACQ_REL);
 }
 
+// 9.7.9.8 (ld.acquire.gpu).
+inline void WaitAtLeast(const int32_t* counter, int32_t least, emu::Site at = emu::Here()) {
+  while (__atomic_load_n(counter, __ATOMIC_ACQUIRE) < least) {
+    emu::WaitForOthers("WaitAtLeast", at);
+  }
+}
+
+// 9.7.13.13 (griddepcontrol).
+inline void WaitForKernelBefore(emu::Site at = emu::Here()) { emu::WaitForKernelBefore(at); }
+inline void LetNextKernelBegin() {}
+inline void FollowKernelBefore(emu::Site at = emu::Here()) { emu::WaitForKernelBefore(at); }
+
 inline int Opaque(int value) { return value; }
 
 }  // namespace jevons::device
