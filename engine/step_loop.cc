@@ -5,34 +5,11 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/log.h"
+#include "engine/scheduler_request.h"
 
 namespace jevons {
 
 static_assert(UnknownTokenId(0) == DrawnId(0) && UnknownTokenId(7) == DrawnId(7));
-
-namespace {
-
-SchedulerConfig MakeSchedulerConfig(const EngineOptions& options) {
-  return {.max_num_seqs = options.max_num_seqs,
-          .max_num_batched_tokens = options.max_num_batched_tokens,
-          .max_prefill_chunk_tokens = options.max_prefill_chunk_tokens};
-}
-
-Request MakeSchedulerRequest(const QueuedRequest& queued, const GenerationLimits& limits) {
-  const int32_t num_prompt = static_cast<int32_t>(queued.request.prompt_ids.size());
-  // The last new token is never put into the cache.
-  const int64_t room = std::min<int64_t>(limits.max_model_len, limits.kv_cache_tokens) - num_prompt;
-  const int64_t wanted = queued.request.max_new_tokens;
-  return {.id = queued.id,
-          .prompt_ids = queued.request.prompt_ids,
-          .max_new_tokens = static_cast<int32_t>(wanted > 0 ? std::min(wanted, room) : room),
-          .deadline = queued.request.deadline,
-          .reuse = queued.request.num_prompt_logprobs < 0 ? Request::Reuse::kPrefix
-                                                          : Request::Reuse::kNone,
-          .cache_salt = queued.request.cache_salt};
-}
-
-}  // namespace
 
 bool BreaksGroup(const absl::Status& status) {
   return absl::IsAborted(status) || absl::IsDeadlineExceeded(status) || absl::IsUnavailable(status);
@@ -73,7 +50,7 @@ StepLoop::StepLoop(LoadedModel* model, const Clock* clock)
       overlaps_(model->options.overlap == StepOverlap::kAuto && model->runner->samples()) {}
 
 void StepLoop::Admit(QueuedRequest queued) {
-  Request scheduled = MakeSchedulerRequest(queued, model_->limits);
+  Request scheduled = MakeSchedulerRequest(queued.id, queued.request, model_->limits);
   auto active = std::make_unique<Active>(std::move(queued), std::move(scheduled), *model_);
   Sequence* sequence = &active->sequence;
   const FinishReason reason = active->TakeGiven();

@@ -114,6 +114,7 @@ std::vector<OpenRequest> RemoteRank::Lose(const absl::Status& status) {
   open_.clear();
   reported_.num_queued = reported_.num_running = 0;
   reported_.num_blocks = reported_.num_free_blocks = 0;
+  prefixes_ = {};
   reported_.step_age = absl::ZeroDuration();
   CloseLocked(status);
   return out;

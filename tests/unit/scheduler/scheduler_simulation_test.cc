@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <memory>
 #include <optional>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -351,7 +352,7 @@ class Simulation {
   int64_t num_preempted_ = 0;
 };
 
-class SchedulerSimulationTest : public testing::TestWithParam<std::pair<Overlap, Prefixes>> {};
+class SchedulerSimulationTest : public testing::TestWithParam<std::tuple<Overlap, Prefixes>> {};
 
 TEST_P(SchedulerSimulationTest, EverySequenceFinishesInOrderWithItsOwnTokensAndNoBlockIsLost) {
   constexpr uint64_t kNumSeeds = 150;
@@ -359,7 +360,7 @@ TEST_P(SchedulerSimulationTest, EverySequenceFinishesInOrderWithItsOwnTokensAndN
   Totals totals;
   for (uint64_t seed = 0; seed < kNumSeeds; ++seed) {
     SCOPED_TRACE(testing::Message() << "seed " << seed);
-    Simulation simulation(seed, GetParam().first, GetParam().second);
+    Simulation simulation(seed, std::get<0>(GetParam()), std::get<1>(GetParam()));
     simulation.Run(kNumRequests, totals);
     if (testing::Test::HasFailure()) return;
   }
@@ -374,28 +375,21 @@ TEST_P(SchedulerSimulationTest, EverySequenceFinishesInOrderWithItsOwnTokensAndN
   EXPECT_GT(totals.skipped, 100);
   EXPECT_GT(totals.preemptions, 400);
   EXPECT_GT(totals.chunks, 2000);
-  const bool overlapped = GetParam().first == Overlap::kOn;
-  const bool has_prefixes = GetParam().second == Prefixes::kOn;
+  const bool overlapped = std::get<0>(GetParam()) == Overlap::kOn;
+  const bool has_prefixes = std::get<1>(GetParam()) == Prefixes::kOn;
   EXPECT_GT(totals.cached, has_prefixes ? 20000 : -1);
   EXPECT_GT(totals.again, has_prefixes ? 2000 : -1);
   EXPECT_GT(totals.unknown, overlapped ? 50000 : -1);
   EXPECT_GT(totals.dropped, overlapped ? 1000 : -1);
-  std::printf(
-      "finished %ld, stopped %ld, cancelled %ld, expired %ld, skipped %ld, preemptions %ld, chunks "
-      "%ld, unknown %ld, dropped %ld, cached %ld, again %ld\n",
-      totals.finished, totals.stopped, totals.cancelled, totals.expired, totals.skipped,
-      totals.preemptions, totals.chunks, totals.unknown, totals.dropped, totals.cached,
-      totals.again);
 }
 
 INSTANTIATE_TEST_SUITE_P(Overlap, SchedulerSimulationTest,
-                         testing::Values(std::pair(Overlap::kOff, Prefixes::kOff),
-                                         std::pair(Overlap::kOn, Prefixes::kOff),
-                                         std::pair(Overlap::kOff, Prefixes::kOn),
-                                         std::pair(Overlap::kOn, Prefixes::kOn)),
+                         testing::Combine(testing::Values(Overlap::kOff, Overlap::kOn),
+                                          testing::Values(Prefixes::kOff, Prefixes::kOn)),
                          [](const auto& info) {
-                           return std::string(info.param.first == Overlap::kOn ? "On" : "Off") +
-                                  (info.param.second == Prefixes::kOn ? "WithPrefixes" : "");
+                           const bool on = std::get<0>(info.param) == Overlap::kOn;
+                           const bool prefixes = std::get<1>(info.param) == Prefixes::kOn;
+                           return std::string(on ? "On" : "Off") + (prefixes ? "WithPrefixes" : "");
                          });
 
 }  // namespace
