@@ -140,6 +140,7 @@ TEST_P(EngineGroupTest, DecodeGetsATokenInEachStepOfALongPromptOnAnotherRank) {
   EngineOptions options = Options(2);
   options.max_num_batched_tokens = 8;
   const auto group = StartGroup(GetParam(), options, &clock_);
+  EXPECT_TRUE(group->CheckIntegrity().ok());  // and rank 0 is as free as rank 1, as far as is known
   GenerationRequest decodes = RandomRequests(1, 1900)[0];
   decodes.prompt_ids.resize(1);
   const auto stream = *group->Submit(decodes);
@@ -148,6 +149,7 @@ TEST_P(EngineGroupTest, DecodeGetsATokenInEachStepOfALongPromptOnAnotherRank) {
   is_long.prompt_ids.resize(600, 7);
   const RankStats before = group->rank_stats()[0];
   EXPECT_TRUE(ReadAll(**group->Submit(is_long)).end.error.ok());
+  EXPECT_TRUE(group->CheckIntegrity().ok());  // and each rank has said what it has done
   const std::vector<RankStats> after = group->rank_stats();
   EXPECT_EQ(after[1].stats.num_steps, 600 / 8);
   EXPECT_GE(after[0].stats.num_new_tokens - before.stats.num_new_tokens, 600 / 8 - 1);
