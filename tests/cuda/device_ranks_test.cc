@@ -41,18 +41,9 @@ EngineOptions Options(int32_t num_ranks) {
 
 std::vector<GenerationRequest> MakeRequests(int count, int num_new_tokens) {
   Random random(23);
-  std::vector<GenerationRequest> out(count);
+  std::vector<GenerationRequest> out;
   for (int i = 0; i < count; ++i) {
-    const int64_t length = 2 + 7 * i;
-    for (int64_t j = 0; j < length; ++j) {
-      out[i].prompt_ids.push_back(static_cast<int32_t>(random.Below(130)));
-    }
-    out[i].max_new_tokens = num_new_tokens;
-    out[i].ignore_eos = true;
-    out[i].sampling.temperature = i % 2 == 0 ? 0.0f : 1.0f;
-    out[i].sampling.seed = 100 + i;
-    out[i].num_logprobs = 3;
-    out[i].num_prompt_logprobs = 1;
+    out.push_back(RandomRequest(i, 2 + 7 * i, num_new_tokens, random));
   }
   return out;
 }

@@ -19,21 +19,28 @@ namespace jevons {
 // A wait that ends a hanging test, not one that any test counts on.
 inline constexpr absl::Duration kPatience = absl::Seconds(120);
 
-// Prompts of 1 to 90 tokens of a tiny model, every other one drawn with its own seed.
+// Request `i` of a tiny model: every other one is drawn with its own seed.
+inline GenerationRequest RandomRequest(int i, int64_t length, int num_new_tokens, Random& random) {
+  GenerationRequest out;
+  for (int64_t j = 0; j < length; ++j) {
+    out.prompt_ids.push_back(static_cast<int32_t>(random.Below(130)));
+  }
+  out.max_new_tokens = num_new_tokens;
+  out.ignore_eos = true;
+  out.sampling.temperature = i % 2 == 0 ? 0.0f : 1.0f;
+  out.sampling.seed = 100 + i;
+  out.num_logprobs = 3;
+  out.num_prompt_logprobs = 1;
+  return out;
+}
+
+// Prompts of 1 to 90 tokens.
 inline std::vector<GenerationRequest> RandomRequests(int count, int num_new_tokens) {
   Random random(23);
-  std::vector<GenerationRequest> out(count);
+  std::vector<GenerationRequest> out;
   for (int i = 0; i < count; ++i) {
     const int64_t length = 1 + random.Below(90);
-    for (int64_t j = 0; j < length; ++j) {
-      out[i].prompt_ids.push_back(static_cast<int32_t>(random.Below(130)));
-    }
-    out[i].max_new_tokens = num_new_tokens;
-    out[i].ignore_eos = true;
-    out[i].sampling.temperature = i % 2 == 0 ? 0.0f : 1.0f;
-    out[i].sampling.seed = 100 + i;
-    out[i].num_logprobs = 3;
-    out[i].num_prompt_logprobs = 1;
+    out.push_back(RandomRequest(i, length, num_new_tokens, random));
   }
   return out;
 }
