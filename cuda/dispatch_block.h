@@ -6,6 +6,7 @@
 #include "cuda/device/thread.h"
 #include "cuda/device/warp.h"
 #include "cuda/route.h"
+#include "cuda/warp_run.h"
 
 namespace jevons::cuda {
 
@@ -15,18 +16,6 @@ constexpr int kFusedWarps = 8;
 constexpr int kExpertsPerThread = kMaxExperts / (32 * kFusedWarps);
 static_assert(kExpertsPerThread * 32 * kFusedWarps == kMaxExperts);
 
-// The choices of one warp, a run of whole 32s.
-struct Run {
-  int32_t begin;
-  int32_t end;
-};
-__device__ __forceinline__ Run RunOfWarp(int32_t num_choices) {
-  const int num_warps = device::BlockDim() / 32;
-  const int32_t num_32s = (num_choices + 31) / 32;
-  const int32_t length = (num_32s + num_warps - 1) / num_warps * 32;
-  const int32_t begin = device::WarpIdx() * length;
-  return {begin, begin + length < num_choices ? begin + length : num_choices};
-}
 __device__ __forceinline__ bool IsExpert(int32_t id, int num_experts) {
   return id >= 0 && id < num_experts;
 }

@@ -19,6 +19,8 @@
 #include "cuda/device/numeric.h"
 #include "cuda/device/thread.h"
 #include "cuda/device/warp.h"
+#include "cuda/warp_run.h"
+#include "cuda/warp_sum.h"
 
 namespace jevons::cuda {
 namespace {
@@ -36,12 +38,7 @@ struct Counted {
   int32_t choices = 0;
 };
 
-__device__ __forceinline__ int32_t WarpSum(int32_t value) {
-#pragma unroll
-  for (int distance = 16; distance > 0; distance /= 2) value += device::ShflXor(value, distance);
-  return value;
-}
-__device__ __forceinline__ Counted WarpSum(const Counted& value) {
+__device__ __forceinline__ Counted SumOfWarp(const Counted& value) {
   return {WarpSum(value.rows), WarpSum(value.choices)};
 }
 // The sum of lower lanes.
@@ -53,19 +50,6 @@ __device__ __forceinline__ int32_t LowerSum(int32_t value) {
     if (LaneIdx() >= distance) sum += below;
   }
   return sum - value;
-}
-
-// The rows of one warp, a run of whole 32s.
-struct Run {
-  int32_t begin;
-  int32_t end;
-};
-__device__ __forceinline__ Run RunOfWarp(int32_t num_rows) {
-  const int num_warps = device::BlockDim() / 32;
-  const int32_t num_32s = (num_rows + 31) / 32;
-  const int32_t length = (num_32s + num_warps - 1) / num_warps * 32;
-  const int32_t begin = WarpIdx() * length;
-  return {begin, begin + length < num_rows ? begin + length : num_rows};
 }
 
 // -1: no choice.
@@ -119,8 +103,8 @@ __device__ __forceinline__ void CountRun(const RankDispatchParams& p, int32_t ra
     }
     own.rows += has_own;
   }
-  lower = WarpSum(lower);
-  own = WarpSum(own);
+  lower = SumOfWarp(lower);
+  own = SumOfWarp(own);
   if (LaneIdx() == 0) {
     shared.lower[WarpIdx()] = lower;
     shared.own[WarpIdx()] = own;
