@@ -6,29 +6,13 @@
 #include "engine/engine.h"
 #include "gtest/gtest.h"
 #include "tests/cuda_emu/emulator.h"
+#include "tests/cuda_emu/faults.h"
 #include "tests/cuda_emu/runtime.h"
 #include "tests/support/engine_run.h"
 #include "tests/support/tiny_model.h"
 
 namespace jevons {
 namespace {
-
-struct Fault {
-  emu::CallKind kind;
-  cudaError_t error;
-  std::string name;
-};
-
-const Fault kFaults[] = {
-    {emu::CallKind::kAllocation, cudaErrorMemoryAllocation, "allocation"},
-    {emu::CallKind::kLaunch, cudaErrorLaunchFailure, "launch"},
-    {emu::CallKind::kCopy, cudaErrorUnknown, "copy"},
-    {emu::CallKind::kStream, cudaErrorUnknown, "stream"},
-    {emu::CallKind::kEvent, cudaErrorUnknown, "event"},
-    {emu::CallKind::kGraph, cudaErrorUnknown, "graph"},
-    {emu::CallKind::kDevice, cudaErrorUnknown, "device"},
-    {emu::CallKind::kExecution, cudaErrorIllegalAddress, "execution"},
-};
 
 // Loads, serves two requests and stops. OK if both ran to their end.
 absl::Status RunOnce() {

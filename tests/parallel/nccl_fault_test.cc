@@ -7,27 +7,11 @@
 #include "cuda/graph_cache.h"
 #include "parallel/nccl_communicator.h"
 #include "parallel/thread_communicator.h"
+#include "tests/cuda_emu/faults.h"
 #include "tests/parallel/nccl_ranks.h"
 
 namespace jevons {
 namespace {
-
-struct Fault {
-  emu::CallKind kind;
-  cudaError_t error;
-  std::string name;
-};
-
-const Fault kFaults[] = {
-    {emu::CallKind::kAllocation, cudaErrorMemoryAllocation, "allocation"},
-    {emu::CallKind::kLaunch, cudaErrorLaunchFailure, "launch"},
-    {emu::CallKind::kCopy, cudaErrorUnknown, "copy"},
-    {emu::CallKind::kStream, cudaErrorUnknown, "stream"},
-    {emu::CallKind::kEvent, cudaErrorUnknown, "event"},
-    {emu::CallKind::kGraph, cudaErrorUnknown, "graph"},
-    {emu::CallKind::kDevice, cudaErrorUnknown, "device"},
-    {emu::CallKind::kExecution, cudaErrorIllegalAddress, "execution"},
-};
 
 absl::Status ToStatus(cudaError_t error) {
   return error == cudaSuccess ? absl::OkStatus() : absl::InternalError(cudaGetErrorString(error));
