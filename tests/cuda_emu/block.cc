@@ -53,6 +53,7 @@ void LoadBlock(Block& block, Launch& launch, int64_t number, void (*entry)()) {
   block.launch = &launch;
   block.num_ended = 0;
   block.num_polling = 0;
+  block.num_outside = 0;
   block.num_early = 0;
   block.num_warps = spec.block / kLanes;
   for (Barrier& barrier : block.barriers) barrier = Barrier{};
@@ -75,6 +76,7 @@ void LoadBlock(Block& block, Launch& launch, int64_t number, void (*entry)()) {
     warp.idx = i;
     warp.arrived = 0;
     warp.polling = 0;
+    warp.outside = 0;
     warp.early = 0;
     MakeReady(warp, kAllLanes);
   }

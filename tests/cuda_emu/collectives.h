@@ -13,6 +13,15 @@
 #include <vector>
 
 namespace jevons::emu {
+struct Clique;
+}
+// One registration, at one rank.
+struct ncclWindow_vidmem {
+  std::shared_ptr<jevons::emu::Clique> clique;
+  size_t number = 0;
+};
+
+namespace jevons::emu {
 
 enum class TransferKind { kAllReduce, kReduceScatter, kAllGather, kBroadcast, kSend, kRecv };
 
@@ -41,6 +50,8 @@ struct Clique {
 
   std::vector<Queue> collectives;                        // come, by rank
   std::map<std::pair<int, int>, Queue> sends, receives;  // by (sender, receiver)
+
+  std::vector<std::vector<char*>> windows;  // of each registration, by rank; null: has not come
 };
 
 int64_t TypeBytes(ncclDataType_t type);  // 0: none of those supported
@@ -50,6 +61,8 @@ bool CanReduce(ncclDataType_t type, ncclRedOp_t op);
 // A rank takes back what it has come to and what is not done: nobody gets it.
 void Withdraw(Clique& clique, int rank);
 
+// nccl.cc. The rank has come to its next registration.
+ncclResult_t RegisterWindow(ncclComm_t comm, void* data, ncclWindow_t* window);
 // nccl.cc. Puts a call into its stream, or into the group that this thread has begun.
 ncclResult_t Enqueue(ncclComm_t comm, cudaStream_t stream, const Transfer& transfer);
 

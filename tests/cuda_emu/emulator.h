@@ -18,16 +18,19 @@ struct GridSpec {
   bool early = false;  // may begin before the launch in front of it has ended
 };
 
-// grid.cc. Runs `thread_body` once for every thread of the grid, to the end; called by the runtime
+// grid_launch.cc. Runs `thread_body` once for every thread of the grid, to the end; called by the runtime
 // when the launch's turn in its stream has come. A misuse goes to ReportMisuse, the rest of the
-// grid is dropped, and cudaErrorLaunchFailure comes back.
+// grid is dropped, and cudaErrorLaunchFailure comes back. cudaErrorNotReady: what is left waits for
+// another device or for the host; called again with the same body, which must live on, it looks again.
 cudaError_t RunGrid(const GridSpec& spec, const std::function<void()>& thread_body);
-// grid.cc. For an early launch whose predecessor has not run yet: runs some of its blocks up to
+// grid_launch.cc. For an early launch whose predecessor has not run yet: runs some of its blocks up to
 // their threads' WaitForKernelBefore. RunGrid with the same body, which must live on, lets them go
 // on. One launch at a time; while there is one, nothing is done for others.
 cudaError_t BeginGrid(const GridSpec& spec, const std::function<void()>& thread_body);
-// grid.cc. What began will not be run.
-void ForgetEarlyGrid();
+// grid_launch.cc. Whether the launch has begun and waits for another device or for the host.
+bool IsWaiting(const std::function<void()>& thread_body);
+// grid_launch.cc. What has begun on the device and has not ended will not be run any more.
+void ForgetGrids(int device);
 
 // grid.cc. " in <kernel> block (x,y,z) thread t at file:line" of the kernel thread that runs now and
 // of its last call of a wrapper; "" outside of kernels. ReportMisuse puts it behind its text.
@@ -43,6 +46,8 @@ cudaError_t EnqueueKernel(cudaStream_t stream, GridSpec spec, std::function<void
 // [address, address + bytes) lies in one living allocation, and counts the bytes read.
 void CheckGlobalRead(const void* address, int64_t bytes);
 void CheckGlobalWrite(const void* address, int64_t bytes);
+// The device whose kernel runs now; -1: none.
+int RunningDevice();
 // Bytes that CheckGlobalRead has counted since ResetCounters, of all memory or of the allocation
 // that holds `address`.
 int64_t GlobalBytesRead();

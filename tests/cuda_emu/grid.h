@@ -41,6 +41,9 @@ void ThreadFence();
 void Yield();
 // Lets all others run that can, of other blocks too; where none can ever again, a misuse.
 void WaitForOthers(const char* where, Site at);
+// The same for other devices and the host: where none can run, the launch is left as it is for a
+// while.
+void WaitForDevices(const char* where, Site at);
 // Parks a thread of a launch whose predecessor has not run.
 void WaitForKernelBefore(Site at);
 
@@ -55,6 +58,11 @@ void LdMatrix4(uint32_t (&r)[4], const void* shared_row, bool transposed, Site a
 
 // Global memory, in one piece of at most 16 bytes.
 void LoadGlobal(void* to, const void* global, int bytes, Site at);
+
+// peer.cc. Memory of other devices.
+void StorePeer(void* peer, const void* from, int bytes, Site at);
+void StoreReleaseSystem(uint64_t* flag, uint64_t value, Site at);
+uint64_t LoadAcquireSystem(const uint64_t* flag, Site at);
 
 // Asynchronous copies.
 uint32_t SharedAddress(const void* shared, Site at);

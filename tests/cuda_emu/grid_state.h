@@ -17,8 +17,10 @@ namespace jevons::emu {
 constexpr int kLanes = 32;
 constexpr int kMostThreads = 1024;
 constexpr int kMostWarps = kMostThreads / kLanes;
-constexpr int kMostBlocks =
-    8;  // in all: those that run, that wait for others, and that began early
+// In all: those that run, that wait for others, and that began early.
+constexpr int kMostBlocks = 8;
+constexpr int kMostWaiting = 16;  // besides: of launches that wait for other devices
+constexpr int kNumPlaces = kMostBlocks + kMostWaiting;
 constexpr int kMostResidents = 2;  // of the running launch, without those that wait for others
 constexpr int kMostSmemBytes = 256 * 1024;
 constexpr int kNumBarriers = 16;
@@ -94,6 +96,7 @@ struct Warp {
   uint32_t ready = 0;    // lanes that can run
   int first_lane = 0;    // where the search for the next one starts
   uint32_t polling = 0;  // lanes in WaitForOthers
+  uint32_t outside = 0;  // lanes in WaitForDevices
   uint32_t early = 0;    // lanes in WaitForKernelBefore
 
   // The collective at which lanes wait for the rest of the warp.
@@ -131,6 +134,7 @@ struct Launch {
   std::vector<int64_t> order;  // of its blocks
   size_t num_begun = 0;
   bool waits = false;  // the launch before it has not ended
+  int device = 0;
 };
 
 struct Block : BlockFacts {
@@ -139,6 +143,7 @@ struct Block : BlockFacts {
   int num_warps = 0;
   int num_ended = 0;
   int num_polling = 0;
+  int num_outside = 0;
   int num_early = 0;
   uint32_t ready = 0;  // warps that have a ready lane
   unsigned char* region = nullptr;
@@ -171,7 +176,8 @@ struct Block : BlockFacts {
 };
 
 struct Grid {
-  std::unique_ptr<Launch> early;  // whose blocks wait for the launch before it
+  std::unique_ptr<Launch> early;                 // whose blocks wait for the launch before it
+  std::vector<std::unique_ptr<Launch>> waiting;  // for other devices or the host
   Context host;
   uint32_t ready = 0;  // blocks that have a ready warp
   uint64_t random = 0;
@@ -179,7 +185,7 @@ struct Grid {
   int64_t num_polls = 0;
   bool dropped = false;      // a thread has reported a misuse
   Block* stalled = nullptr;  // a block whose threads wait for each other
-  Block blocks[kMostBlocks];
+  Block blocks[kNumPlaces];
 
   uint32_t Random() {
     random ^= random << 13;
@@ -191,6 +197,16 @@ struct Grid {
 };
 extern Grid& grid;
 
+// Edges from the host to the kernel's threads, and back. Eight bytes apart: ThreadSanitizer knows no
+// finer keys.
+extern uint64_t begin_key, end_key;
+
+// grid.cc. What a fiber begins with: it runs the body of its launch, for one block after the other.
+void FiberMain();
+// grid.cc. Runs threads that can run until none can, a block has ended, or something is wrong.
+void RunThreads();
+
+inline uint32_t BitOf(const Block& block) { return 1u << (&block - grid.blocks); }
 inline Thread& RunningThread() { return *static_cast<Thread*>(running); }
 inline Block& BlockOf(const Thread& thread) { return *thread.warp->block; }
 

@@ -100,7 +100,9 @@ cudaError_t EnqueueKernel(cudaStream_t stream, GridSpec spec, std::function<void
     Work work = {.name = name,
                  .run =
                      [name, launch](int64_t) {
-                       const cudaError_t planned = CountCall(GetState(), CallKind::kExecution);
+                       const cudaError_t planned =
+                           IsWaiting(launch->body) ? cudaSuccess
+                                                   : CountCall(GetState(), CallKind::kExecution);
                        if (planned != cudaSuccess) return planned;
                        const cudaError_t error = RunGrid(launch->spec, launch->body);
                        CheckGuards(name);

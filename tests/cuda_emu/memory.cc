@@ -158,6 +158,7 @@ void CheckGuards(const std::string& after) {
 }
 
 void SetRunningDevice(int device) { running_device = device; }
+int RunningDevice() { return running_device; }
 
 void ReleaseDeviceMemory(int device) {
   for (Allocation* a : std::vector<Allocation*>(table)) {

@@ -14,7 +14,8 @@ struct Allocation {
   char* base = nullptr;  // null: registered, owned by the caller
   char* data = nullptr;
   int64_t bytes = 0;
-  int device = -1;  // -1: page-locked
+  int device = -1;      // -1: page-locked
+  bool shared = false;  // other devices may write to it
   int64_t bytes_read = 0;
 
   Place place() const { return device < 0 ? Place::kPinned : Place::kDevice; }
@@ -30,6 +31,10 @@ void CheckGuards(const std::string& after);
 
 // The device whose kernel runs now; -1: none.
 void SetRunningDevice(int device);
+
+// peer.cc. This memory is no longer shared, which is no misuse of those that still store there.
+void RetireShared(const void* data, int64_t bytes);
+void ForgetRetired();
 
 // Frees what a device has, without looking at the guards.
 void ReleaseDeviceMemory(int device);

@@ -33,9 +33,14 @@ struct Communicator {
   std::weak_ptr<Stream> last_stream;
   // Every call that a graph holds is one more owner: while there are any the communicator stays.
   std::shared_ptr<int> graph_calls = std::make_shared<int>(0);
+  size_t num_windows = 0;  // registered by this rank
 
   bool all_joined() const { return clique->num_joined == clique->num_ranks; }
-  bool ready() const { return all_joined() && !launch.has_value(); }
+  bool has_windows() const {
+    return std::all_of(clique->windows.begin(), clique->windows.begin() + num_windows,
+                       [](const auto& w) { return std::count(w.begin(), w.end(), nullptr) == 0; });
+  }
+  bool ready() const { return all_joined() && has_windows() && !launch.has_value(); }
 };
 
 struct Nccl {
@@ -223,6 +228,22 @@ ncclResult_t Enqueue(ncclComm_t handle, cudaStream_t stream, const Transfer& tra
     return result;
   }
   return result == ncclSuccess ? SubmitCalls(state, {Call{comm, stream, transfer}}) : result;
+}
+
+ncclResult_t RegisterWindow(ncclComm_t handle, void* data, ncclWindow_t* window) {
+  State& state = GetState();
+  const Lock lock(state.mutex);
+  const std::shared_ptr<Communicator> comm = GetNccl().communicators.Find(handle);
+  const ncclResult_t planned = CountNcclCall();
+  if (planned != ncclSuccess) return planned;
+  if (comm == nullptr || !comm->ready()) return ncclInvalidUsage;
+  std::vector<std::vector<char*>>& windows = comm->clique->windows;
+  const size_t number = comm->num_windows++;
+  if (windows.size() <= number) windows.emplace_back(comm->clique->num_ranks, nullptr);
+  windows[number][comm->rank] = static_cast<char*>(data);
+  *window = new ncclWindow_vidmem{comm->clique, number};
+  state.changed.notify_all();
+  return comm->ready() ? ncclSuccess : ncclInProgress;
 }
 
 int64_t OutstandingCommunicators() {

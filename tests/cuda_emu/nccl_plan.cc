@@ -36,6 +36,10 @@ ncclResult_t CountMeeting() {
   return Count(plan.num_meetings, plan.fail_meeting_at, plan.meeting_error);
 }
 
+void LimitReach(int num_ranks) {
+  ChangePlan([&](NcclPlan& plan) { plan.num_reached = num_ranks; });
+}
+
 void HoldRank(int rank) {
   ChangePlan([&](NcclPlan& plan) { plan.held_rank = rank; });
 }

@@ -18,12 +18,15 @@ void FailNthMeeting(int64_t n, ncclResult_t error);
 void FailNthNcclCall(int64_t n, ncclResult_t error);
 int64_t NumNcclCalls();
 int64_t OutstandingCommunicators();
+// Only so many ranks reach each other's memory.
+void LimitReach(int num_ranks);
 // Forgets all plans, and the count of calls.
 void ResetNccl();
 
 // For nccl.cc and collectives.cc; guarded by State::mutex.
 struct NcclPlan {
   int held_rank = -1;
+  int num_reached = 1 << 30;
   std::map<int, int> delay;  // by rank
   int64_t num_calls = 0;
   int64_t fail_call_at = 0;  // 0: none

@@ -94,6 +94,7 @@ void SetDevice(const DeviceOptions& options) {
   state.options = options;
   state.max_smem.clear();
   MakeDevices(state);
+  ForgetRetired();
   current_device = 0;
   last_error = cudaSuccess;
 }

@@ -185,7 +185,7 @@ void RunSome(State& state) {
 
 void FailDevice(State& state, int device, cudaError_t error) {
   state.devices[device].sticky = error;
-  ForgetEarlyGrid();
+  ForgetGrids(device);
   for (const auto& stream : state.running) {
     if (stream->device != device) continue;
     for (const Op& op : stream->queue) {
