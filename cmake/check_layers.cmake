@@ -22,20 +22,21 @@ set(may_include_bench ${folders})
 set(may_include_tests ${folders})
 set(may_include_tools "")
 
-# Single headers beyond the table: the engine picks a backend through its factory, and the binary's subcommands
-# (jevons chat) reach the client.
+# Single headers beyond the table: the engine picks a backend through its factory, kernels of parallel/ speak to the
+# hardware as all do, and the binary's subcommands (jevons chat) reach the client.
 set(exceptions
     "^engine/[^ ]* includes cpu/cpu_backend\\.h$"
     "^engine/[^ ]* includes cuda/cuda_backend\\.h$"
+    "^parallel/[a-z_]*\\.cu includes cuda/device/[^ ]*$"
     "^server/cmd_[a-z]+\\.cc includes client/[^ ]*$")
 
 set(grpc_headers "^(grpc|grpcpp|grpc\\+\\+)/|\\.grpc\\.pb\\.h$")
 set(grpc_folders server client proto bench tests)
 # Of other people's devices and networks a layer shows nothing: their headers stay in the files that match.
 set(cuda_headers "^(cuda[a-z0-9_]*|nvToolsExt)\\.h$")
-set(cuda_files "^(cuda|bench|tests)/|^parallel/[^/]*\\.cc$")
+set(cuda_files "^(cuda|bench|tests)/|^parallel/[^/]*\\.(cc|cu)$")
 set(nccl_headers "^nccl[a-z_]*\\.h$")
-set(nccl_files "^(bench|tests)/|^parallel/[^/]*\\.cc$")
+set(nccl_files "^(bench|tests)/|^parallel/[^/]*\\.(cc|cu)$")
 set(gloo_headers "^gloo/")
 set(gloo_files "^parallel/[^/]*\\.cc$")
 
@@ -58,9 +59,9 @@ macro(check_include folder file header)
   if("${header}" MATCHES "${grpc_headers}" AND NOT "${folder}" IN_LIST grpc_folders)
     list(APPEND violations "${edge}: gRPC stays in server/ and client/")
   elseif("${header}" MATCHES "${cuda_headers}" AND NOT "${file}" MATCHES "${cuda_files}")
-    list(APPEND violations "${edge}: CUDA stays in cuda/ and parallel/*.cc")
+    list(APPEND violations "${edge}: CUDA stays in cuda/ and parallel/*.cc,cu")
   elseif("${header}" MATCHES "${nccl_headers}" AND NOT "${file}" MATCHES "${nccl_files}")
-    list(APPEND violations "${edge}: NCCL stays in parallel/*.cc")
+    list(APPEND violations "${edge}: NCCL stays in parallel/*.cc,cu")
   elseif("${header}" MATCHES "${gloo_headers}" AND NOT "${file}" MATCHES "${gloo_files}")
     list(APPEND violations "${edge}: Gloo stays in parallel/*.cc")
   elseif("${target}" IN_LIST folders AND NOT "${target}" STREQUAL "${folder}"

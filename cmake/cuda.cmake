@@ -1,5 +1,16 @@
 # Finds CUDA, or says that it is left out. Sets JEVONS_CUDA to ON or OFF.
 
+# How the kernels of a target are compiled.
+function(jevons_cuda_options target)
+  target_compile_options(${target} PRIVATE
+    $<$<COMPILE_LANGUAGE:CUDA>:-O3 -lineinfo --threads=1
+      -Werror=all-warnings -Xptxas=-v,-warn-spills,-warn-lmem-usage
+      -gencode=arch=compute_80,code=sm_80 -gencode=arch=compute_90a,code=sm_90a
+      -gencode=arch=compute_100,code=sm_100 -gencode=arch=compute_100,code=compute_100>)
+  # What the compiler says of each kernel stays beside its object, for check_kernel_resources.
+  set_target_properties(${target} PROPERTIES CUDA_COMPILER_LAUNCHER ${CMAKE_SOURCE_DIR}/tools/keep_kernels.sh)
+endfunction()
+
 if(NOT JEVONS_CUDA STREQUAL "OFF")
   # Toolkits are often beside the path.
   find_program(CMAKE_CUDA_COMPILER nvcc HINTS /usr/local/cuda/bin)

@@ -1,4 +1,6 @@
-# Finds NCCL, or says that it is left out. Sets JEVONS_NCCL to ON or OFF.
+# Finds NCCL, or says that it is left out. Sets JEVONS_NCCL, and for its device-side API JEVONS_NCCL_DEVICE, to ON or
+# OFF.
+set(JEVONS_NCCL_DEVICE OFF)
 
 if(JEVONS_CUDA AND NOT JEVONS_NCCL STREQUAL "OFF")
   # It comes with some toolkits, with others it is a package of its own.
@@ -11,7 +13,10 @@ if(JEVONS_CUDA AND NOT JEVONS_NCCL STREQUAL "OFF")
     if(version VERSION_LESS 2.18.1)
       message(FATAL_ERROR "NCCL ${version} is too old: Jevons needs 2.18.1 or later, or -DJEVONS_NCCL=OFF")
     endif()
-    message(STATUS "NCCL: ${JEVONS_NCCL_LIBRARY} ${version}")
+    if(version VERSION_GREATER_EQUAL 2.28 AND EXISTS ${JEVONS_NCCL_INCLUDE_DIR}/nccl_device.h)
+      set(JEVONS_NCCL_DEVICE ON)
+    endif()
+    message(STATUS "NCCL: ${JEVONS_NCCL_LIBRARY} ${version}, exchanges by kernels: ${JEVONS_NCCL_DEVICE}")
     add_library(jevons_nccl_library INTERFACE)
     target_include_directories(jevons_nccl_library SYSTEM INTERFACE ${JEVONS_NCCL_INCLUDE_DIR})
     target_link_libraries(jevons_nccl_library INTERFACE ${JEVONS_NCCL_LIBRARY} CUDA::cudart_static)

@@ -60,6 +60,10 @@ absl::Status ValidateRanges(const char* name, const void* data, std::span<const 
 
 }  // namespace
 
+std::string_view ExchangeByName(ExchangeBy by) {
+  return by == ExchangeBy::kKernels ? "kernels" : "calls";
+}
+
 const char* CallName(CallKind kind) {
   switch (kind) {
     case CallKind::kAllToAll:

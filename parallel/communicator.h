@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <span>
 #include <string>
+#include <string_view>
 
 #include "absl/functional/function_ref.h"
 #include "absl/time/time.h"
@@ -39,6 +40,10 @@ struct AllToAllArgs {
   void* recv = nullptr;
   std::span<const int64_t> recv_offsets = {};
   std::span<const int64_t> recv_bytes = {};
+  // Of data of the backend: `send` is rows of row_bytes, and those whose key is less than 0 need not
+  // travel; what arrives in their place is undefined. Null: all count.
+  const int32_t* row_keys = nullptr;
+  int64_t row_bytes = 0;
 };
 
 // Where a rank stands in its calls. What it sends at a position it has sent before it waits there: a rank
@@ -73,6 +78,11 @@ class Communicator {
   // "threads", "gloo over tcp", "nccl 2.28.9 with threads"
   virtual std::string Description() const = 0;
   virtual RankInfo info() const = 0;
+
+  // Memory of this rank's backend, 256-byte aligned, that the others can store to: all AllToAlls that all
+  // ranks receive there may take a shorter way. All ranks call it, once, with as many bytes; it is there
+  // as long as the member is. Null: there is no shorter way, and any memory is as good.
+  virtual absl::StatusOr<void*> ReceiveMemory(int64_t bytes) { return nullptr; }
 
   // Rank s's bytes for this rank land at recv_offsets[s]. send_bytes[d] here must be
   // recv_bytes[rank] at d; 0 bytes are allowed.
@@ -115,8 +125,19 @@ class Communicator {
   virtual void Watch(GroupWatcher* watcher) {}
 };
 
+// Who moves the bytes of an AllToAll between GPUs that receive in ReceiveMemory.
+enum class ExchangeBy {
+  kCalls,  // the library, by a send and a receive for each pair of ranks
+  // The GPUs themselves, by stores to each other's memory: all must reach each other, over NVLink or
+  // within one host.
+  kKernels,
+};
+// "calls", "kernels"
+std::string_view ExchangeByName(ExchangeBy by);
+
 struct CommunicatorOptions {
   absl::Duration timeout = absl::Seconds(30);  // of each wait for other ranks, but for Barrier
+  ExchangeBy exchange_by = ExchangeBy::kCalls;
 };
 
 }  // namespace jevons

@@ -11,6 +11,7 @@
 #include "base/log.h"
 #include "parallel/call_check.h"
 #include "parallel/nccl_member.h"
+#include "parallel/peer_exchange.h"
 
 namespace jevons {
 namespace {
@@ -33,6 +34,7 @@ class NcclCommunicator : public Communicator {
   std::string Description() const override;
   RankInfo info() const override { return info_; }
   ExchangePlace place() const override { return host_->place(); }
+  absl::StatusOr<void*> ReceiveMemory(int64_t bytes) override;
   absl::Status AllToAll(const AllToAllArgs& args) override;
   absl::Status StartAllToAll(const AllToAllArgs& args) override;
   absl::Status FinishAllToAll() override;
@@ -75,6 +77,7 @@ class NcclCommunicator : public Communicator {
   cudaEvent_t begin_ = nullptr;         // on the stream: the exchange may begin
   cudaEvent_t end_ = nullptr;           // on the side stream: it is done
   bool under_way_ = false;
+  std::unique_ptr<PeerExchange> peers_;  // null: NCCL moves everything
   NcclMember member_;
   char* bytes_ = nullptr;  // device memory: what the creation sends and receives
   int64_t num_calls_ = 0;
@@ -83,9 +86,13 @@ class NcclCommunicator : public Communicator {
 NcclCommunicator::~NcclCommunicator() {
   // The other ranks may still need what is queued.
   if (under_way_) FinishAllToAll().IgnoreError();
-  Wait().IgnoreError();
-  if (!member_.Close(NcclCall("End", num_calls_, options_.timeout))) {
+  const bool intact = Wait().ok();
+  const NcclCall end("End", num_calls_, options_.timeout);
+  if (intact && peers_ != nullptr)
+    Run(end, [&] { return peers_->Leave(end, member_); }).IgnoreError();
+  if (!member_.Close(end)) {
     // Memory that something may still write is better lost than given away.
+    static_cast<void>(peers_.release());
     LogError("nccl_communicator_stays",
              {{"rank", info_.rank}, {"waited", absl::FormatDuration(options_.timeout)}});
   } else {
@@ -237,8 +244,25 @@ absl::Status NcclCommunicator::CheckAllToAll(const NcclCall& call, const AllToAl
   return Compare(call, {.kind = CallKind::kAllToAll}, args);
 }
 
+absl::StatusOr<void*> NcclCommunicator::ReceiveMemory(int64_t bytes) {
+  if (options_.exchange_by == ExchangeBy::kCalls) return nullptr;
+  const NcclCall call("ReceiveMemory", ++num_calls_, options_.create_timeout);
+  RETURN_IF_ERROR(Run(call, [&]() -> absl::Status {
+    if (peers_ != nullptr || bytes < 0) {
+      return member_.Error(call, absl::StatusCode::kInvalidArgument,
+                           absl::StrCat("to be called once, with a size, given ", bytes));
+    }
+    peers_ = std::make_unique<PeerExchange>(info_, stream_);
+    return peers_->Start(bytes, call, member_);
+  }));
+  return peers_->data();
+}
+
 absl::Status NcclCommunicator::QueueAllToAll(const NcclCall& call, const AllToAllArgs& args,
                                              cudaStream_t stream) {
+  if (peers_ != nullptr && peers_->Holds(args.recv)) {
+    return peers_->Queue(args, stream, call, member_);
+  }
   return member_.Queue(call, [&](ncclComm_t comm) {
     ncclResult_t result = ncclSuccess;
     for (int32_t peer = 0; peer < info_.world_size && IsGood(result); ++peer) {

@@ -21,6 +21,7 @@ struct NcclOptions {
   absl::Duration timeout = absl::Seconds(30);        // of each wait, but for Barrier and creation
   absl::Duration create_timeout = absl::Minutes(2);  // a large group takes long to connect
   NcclCheck check = NcclCheck::kOff;
+  ExchangeBy exchange_by = ExchangeBy::kCalls;
   // Looked at while the communicator is created, which then ends with CANCELLED; may be empty.
   std::function<bool()> cancelled = {};
 };
@@ -41,7 +42,10 @@ struct NcclOptions {
 //   recorded in a CUDA graph, after a run outside of one; no other call may.
 // - An exchange that is started runs on a stream of its own, behind what the backend's had until then;
 //   with Finish the backend's stream waits for it. Both halves may be recorded, into one graph.
-// - NCCL sees neither calls nor sizes that differ between ranks: the wait ends with
+// - With ExchangeBy::kKernels, ReceiveMemory is UNIMPLEMENTED where NCCL is older than 2.28 or a device
+//   does not reach all others. AllToAll there sees sizes that differ between ranks, in the wait, and
+//   DEADLINE_EXCEEDED says who did not come.
+// - Else NCCL sees neither calls nor sizes that differ between ranks: the wait ends with
 //   DEADLINE_EXCEEDED, or what arrives is undefined. With NcclCheck::kCalls it is INVALID_ARGUMENT.
 // - NCCL does not say who is missing: DEADLINE_EXCEEDED names the call, this rank and the time.
 // - An error or an Abort ends what this rank has queued or recorded, in the state it is in; kernels

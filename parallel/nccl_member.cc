@@ -22,6 +22,9 @@ using std::chrono::steady_clock;
 // is under way.
 constexpr std::chrono::milliseconds kGrace(200);
 
+// How long kernels that use the memory of other ranks may take to end after they were told to stop.
+constexpr std::chrono::milliseconds kDrain(500);
+
 // Short waits are exact and long ones take little of a core: a pause is a small part of the time
 // that has passed.
 class Pauses {
@@ -52,6 +55,10 @@ StatusCode CodeOf(int result) {
     default:
       return StatusCode::kInternal;
   }
+}
+
+bool HasEnded(void* stream) {
+  return stream == nullptr || cudaStreamQuery(ToCuda(stream)) != cudaErrorNotReady;
 }
 
 int AbortCommunicator(ncclComm* comm) { return ncclCommAbort(comm); }
@@ -123,8 +130,7 @@ absl::Status NcclMember::WaitUntil(const NcclCall& call,
       RETURN_IF_ERROR(missing);
       return Error(call, StatusCode::kDeadlineExceeded,
                    absl::StrCat("not done after ", absl::FormatDuration(call.limit),
-                                ", last call queued: ", queued_,
-                                "; a rank did not take part, NCCL does not say which"));
+                                ", last call queued: ", queued_, "; ", MissingText()));
     }
     pauses.Next();
   }
@@ -136,7 +142,21 @@ absl::StatusOr<bool> NcclMember::IsIdle(const NcclCall& call) {
   ncclResult_t state = ncclSuccess;
   RETURN_IF_ERROR(FromNccl(call, ncclCommGetAsyncError(comm_, &state), "ncclCommGetAsyncError"));
   RETURN_IF_ERROR(FromNccl(call, state, "an error of NCCL"));
+  if (peers_ != nullptr) RETURN_IF_ERROR(peers_->error(call, *this));
   return state == ncclSuccess;
+}
+
+void NcclMember::SetPeers(PeerWaits* peers) {
+  MutexLock lock(&mutex_);
+  peers_ = peers;
+  if (!broken_.ok()) peers_->Stop();
+}
+
+std::string NcclMember::MissingText() {
+  MutexLock lock(&mutex_);
+  const std::string missing = peers_ == nullptr ? "" : peers_->missing();
+  return missing.empty() ? "a rank did not take part, NCCL does not say which"
+                         : absl::StrCat("did not come: rank ", missing);
 }
 
 absl::Status NcclMember::RunUnwatched(absl::FunctionRef<absl::Status()> calls) {
@@ -156,6 +176,7 @@ bool NcclMember::BreakHere(const absl::Status& error) {
   MutexLock lock(&mutex_);
   if (!broken_.ok()) return false;
   broken_ = error;
+  if (peers_ != nullptr) peers_->Stop();
   if (comm_ != nullptr) End(AbortCommunicator);
   return true;
 }
@@ -180,11 +201,18 @@ absl::Status NcclMember::status() {
 void NcclMember::End(int (*function)(ncclComm*)) {
   std::promise<void> promise;
   ended_ = promise.get_future();
-  ending_ = std::thread(
-      [function, comm = std::exchange(comm_, nullptr), promise = std::move(promise)]() mutable {
-        function(comm);
-        promise.set_value();
-      });
+  ending_ = std::thread([function, comm = std::exchange(comm_, nullptr),
+                         has_peers = peers_ != nullptr, stream = stream_,
+                         side_stream = side_stream_, promise = std::move(promise)]() mutable {
+    // Where a call of NCCL is in the way it goes on: what comes behind that begins after the stop.
+    const SteadyTime end = steady_clock::now() + kDrain;
+    Pauses pauses;
+    while (has_peers && !(HasEnded(stream) && HasEnded(side_stream)) && steady_clock::now() < end) {
+      pauses.Next();
+    }
+    function(comm);
+    promise.set_value();
+  });
 }
 
 bool NcclMember::Close(const NcclCall& call) {
@@ -206,7 +234,7 @@ bool NcclMember::Close(const NcclCall& call) {
   // Where the device has failed nothing runs any more.
   Pauses pauses;
   for (void* const stream : {stream_, side_stream_}) {
-    while (stream != nullptr && cudaStreamQuery(ToCuda(stream)) == cudaErrorNotReady) {
+    while (!HasEnded(stream)) {
       if (steady_clock::now() >= call.end) return false;
       pauses.Next();
     }

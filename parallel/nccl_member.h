@@ -34,6 +34,20 @@ struct NcclCall {
   std::function<bool()> cancelled;  // asked by every wait; may be empty
 };
 
+class NcclMember;
+
+// What waits for other ranks on the device by other means than NCCL's.
+class PeerWaits {
+ public:
+  virtual ~PeerWaits() = default;
+  // What has gone wrong there.
+  virtual absl::Status error(const NcclCall& call, const NcclMember& member) const = 0;
+  // The ranks that are waited for for long: "1, 3".
+  virtual std::string missing() const = 0;
+  // Ends all waits, for good; work that begins later touches no other device. From any thread.
+  virtual void Stop() = 0;
+};
+
 // Used by one thread, but for Break and status. Results of NCCL and of CUDA are int here, so that no
 // other file sees their headers.
 class NcclMember : private GroupWatcher {
@@ -49,12 +63,16 @@ class NcclMember : private GroupWatcher {
 
   // One more stream that calls may be queued on, for Close.
   void AddStream(void* stream) { side_stream_ = stream; }
+  // `peers` outlives it.
+  void SetPeers(PeerWaits* peers);
   // Returns when all ranks have come. To be called once, before Queue.
   absl::Status Join(const std::string& id, const NcclCall& call);
   // Queues one group of NCCL's calls, which `calls` makes and gives the first error of. They are in
   // the stream when it returns: until then a thread of NCCL is at work, and nothing else may be
   // queued.
   absl::Status Queue(const NcclCall& call, absl::FunctionRef<int(ncclComm*)> calls);
+  // For what is queued by other means.
+  void SetQueued(const NcclCall& call) { queued_ = call.name; }
   absl::Status WaitForStream(const NcclCall& call);
   // Until `is_done` says so and NCCL has no work under way. What a rank that has ended well has sent
   // comes soon, if at all.
@@ -83,10 +101,13 @@ class NcclMember : private GroupWatcher {
   // Keeps the first error. Returns whether it is this one.
   bool BreakHere(const absl::Status& error);
   absl::Status gone();
+  // Who is missing, for an error.
+  std::string MissingText();
   absl::Status FromNccl(const NcclCall& call, int result, const char* what) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::StatusOr<bool> IsIdle(const NcclCall& call);  // false while NCCL has work under way
-  // Gives the communicator to a thread of its own: it may take long to end.
+  // Gives the communicator to a thread of its own: it may take long to end. Kernels of peers come to
+  // their end before it does.
   void End(int (*function)(ncclComm*)) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const RankInfo info_;
@@ -97,6 +118,7 @@ class NcclMember : private GroupWatcher {
 
   Mutex mutex_;
   ncclComm* comm_ ABSL_GUARDED_BY(mutex_) = nullptr;  // null before Join, and once it is to end
+  PeerWaits* peers_ ABSL_GUARDED_BY(mutex_) = nullptr;
   absl::Status broken_ ABSL_GUARDED_BY(mutex_);
   absl::Status gone_ ABSL_GUARDED_BY(mutex_);  // the first of the other ranks that has ended
   std::thread ending_ ABSL_GUARDED_BY(mutex_);

@@ -3,7 +3,7 @@
 
   tools/kernel_resources.py [--check] FOLDER SOURCE...
 
-FOLDER is where tools/keep_kernels.sh has kept SOURCE.o.kept for each source. Fails where a kernel
+FOLDER is below which tools/keep_kernels.sh has kept SOURCE.o.kept for each source. Fails where a kernel
 spills registers, has local memory, lacks an architecture, or nvcc warns that it will be slow.
 Without --check it then writes the table; with it, it fails where the table says something else, and
 exits 77 (a skip) where the table is of another version of nvcc.
@@ -135,7 +135,7 @@ def read_kernels(folder, sources):
     names = readable(row["symbol"] for rows, _ in read.values() for row in rows)
     for source, (rows, version) in read.items():
         versions.add(version)
-        kernels = table.setdefault(source, {})
+        kernels = table.setdefault(pathlib.PurePath(source).name, {})
         for row in rows:
             name = names[row["symbol"]]
             built = kernels.setdefault(name, {})

@@ -3,7 +3,7 @@
 
   tools/kernel_sass.py [--counts] FOLDER SOURCE...
 
-FOLDER is where tools/keep_kernels.sh has kept SOURCE.o.kept for each source. Needs nvdisasm, which
+FOLDER is below which tools/keep_kernels.sh has kept SOURCE.o.kept for each source. Needs nvdisasm, which
 not every toolkit has: from the environment variable NVDISASM, the PATH, or beside nvcc; without it,
 exits 77 (a skip). `pip install --target DIR nvidia-cuda-nvdisasm` (5 MB) brings it, as
 DIR/nvidia/cu13/bin/nvdisasm. --counts prints how many of the instructions that matter each kernel has.

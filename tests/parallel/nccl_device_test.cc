@@ -5,6 +5,7 @@
 
 #include <memory>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "gtest/gtest.h"
@@ -32,7 +33,12 @@ class NcclOnDevice : public testing::Test {
     CUDA_OK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
     CUDA_OK(cudaMalloc(reinterpret_cast<void**>(&in_), kBytes));
     CUDA_OK(cudaMalloc(reinterpret_cast<void**>(&out_), kBytes));
-    auto comm = CreateNcclCommunicator(*alone_.Join(0), {.device = 0, .stream = stream_});
+    Join(ExchangeBy::kCalls);
+  }
+  void Join(ExchangeBy exchange_by) {
+    alone_ = std::make_unique<ThreadGroup>(1);
+    auto comm = CreateNcclCommunicator(
+        *alone_->Join(0), {.device = 0, .stream = stream_, .exchange_by = exchange_by});
     ASSERT_TRUE(comm.ok()) << comm.status();
     comm_ = *std::move(comm);
   }
@@ -76,7 +82,7 @@ class NcclOnDevice : public testing::Test {
     EXPECT_TRUE(got == want);
   }
 
-  ThreadGroup alone_{1};
+  std::unique_ptr<ThreadGroup> alone_;
   cudaStream_t stream_ = nullptr;
   char* in_ = nullptr;
   char* out_ = nullptr;
@@ -111,6 +117,23 @@ TEST_F(NcclOnDevice, ARecordedExchangeIsReplayed) {
     ExpectOut(value);
   }
   CUDA_OK(cudaGraphExecDestroy(exec));
+}
+
+// A rank that is alone reaches all others.
+TEST_F(NcclOnDevice, KernelsExchangeInMemoryThatIsRegistered) {
+  comm_ = nullptr;
+  Join(ExchangeBy::kKernels);
+  const auto shared = comm_->ReceiveMemory(kBytes);
+  if (absl::IsUnimplemented(shared.status())) GTEST_SKIP() << shared.status();
+  ASSERT_TRUE(shared.ok()) << shared.status();
+  char* const before = std::exchange(out_, static_cast<char*>(*shared));
+  for (int value = 1; value < 20; ++value) {
+    const absl::Status status = Step(value);
+    ASSERT_TRUE(status.ok()) << status;
+    ASSERT_TRUE(comm_->Wait().ok());
+    ExpectOut(value);
+  }
+  out_ = before;
 }
 
 TEST_F(NcclOnDevice, CallsOnHostValuesAndTheOthersGiveWhatOneRankHas) {

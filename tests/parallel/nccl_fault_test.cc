@@ -19,13 +19,14 @@ absl::Status ToStatus(cudaError_t error) {
 
 absl::Status Use(Communicator& comm, int32_t* data, cudaStream_t stream) {
   const int32_t world_size = comm.info().world_size;
+  ASSIGN_OR_RETURN(void* const shared, comm.ReceiveMemory(64));
   const std::vector<int64_t> bytes(world_size, sizeof(int32_t));
   std::vector<int64_t> offsets(world_size);
   for (int32_t i = 0; i < world_size; ++i) offsets[i] = i * sizeof(int32_t);
   const AllToAllArgs args = {.send = data,
                              .send_offsets = offsets,
                              .send_bytes = bytes,
-                             .recv = data + world_size,
+                             .recv = shared != nullptr ? shared : data + world_size,
                              .recv_offsets = offsets,
                              .recv_bytes = bytes};
   cuda::GraphCache steps;
@@ -50,7 +51,7 @@ absl::Status Use(Communicator& comm, int32_t* data, cudaStream_t stream) {
 }
 
 // One rank's life. The communicator ends before what it works on.
-absl::Status Live(ThreadGroup& group, int32_t rank) {
+absl::Status Live(ThreadGroup& group, int32_t rank, ExchangeBy exchange_by) {
   cudaStream_t stream = nullptr;
   int32_t* data = nullptr;
   // Not of the communicator: a failure here is tried again.
@@ -62,7 +63,8 @@ absl::Status Live(ThreadGroup& group, int32_t rank) {
     auto comm = CreateNcclCommunicator(*group.Join(rank), {.device = rank,
                                                            .stream = stream,
                                                            .timeout = absl::Seconds(10),
-                                                           .create_timeout = absl::Seconds(10)});
+                                                           .create_timeout = absl::Seconds(10),
+                                                           .exchange_by = exchange_by});
     status = comm.ok() ? Use(**comm, data, stream) : comm.status();
   }
   cudaFree(data);
@@ -70,12 +72,12 @@ absl::Status Live(ThreadGroup& group, int32_t rank) {
   return status;
 }
 
-std::vector<absl::Status> LiveAll(int32_t world_size) {
+std::vector<absl::Status> LiveAll(int32_t world_size, ExchangeBy exchange_by) {
   ThreadGroup group(world_size, {.timeout = absl::Seconds(10)});
   std::vector<absl::Status> out(world_size);
   std::vector<std::thread> threads;
   for (int32_t rank = 0; rank < world_size; ++rank) {
-    threads.emplace_back([&, rank] { out[rank] = Live(group, rank); });
+    threads.emplace_back([&, rank] { out[rank] = Live(group, rank, exchange_by); });
   }
   for (std::thread& thread : threads) thread.join();
   return out;
@@ -103,23 +105,26 @@ class NcclFaultTest : public NcclRanksTest, public testing::WithParamInterface<F
 };
 
 TEST_P(NcclFaultTest, AFailureAtAnyCallOfTheRuntimeEndsInAStatusAndLeavesNothing) {
-  for (const int32_t world_size : {1, 2}) {
-    emu::ResetCalls();
-    for (const absl::Status& status : LiveAll(world_size)) ASSERT_TRUE(status.ok()) << status;
-    const int64_t num_calls = emu::NumCalls(GetParam().kind);
-    ASSERT_GT(num_calls, 0);
-    int num_failed = 0;
-    // With a peer each failure takes as long as the peer hears of it.
-    const int64_t step = std::max<int64_t>(num_calls / (world_size == 1 ? 200 : 12), 1);
-    for (int64_t n = 1; n <= num_calls; n += step) {
-      SCOPED_TRACE(GetParam().name + " " + std::to_string(n) + " of " + std::to_string(num_calls));
+  for (const ExchangeBy by : {ExchangeBy::kCalls, ExchangeBy::kKernels}) {
+    for (const int32_t world_size : {1, 2}) {
       emu::ResetCalls();
-      emu::FailNth(GetParam().kind, n, GetParam().error);
-      const std::vector<absl::Status> statuses = LiveAll(world_size);
-      for (const absl::Status& status : statuses) num_failed += !status.ok();
-      ExpectEnded(statuses);
+      for (const absl::Status& status : LiveAll(world_size, by)) ASSERT_TRUE(status.ok()) << status;
+      const int64_t num_calls = emu::NumCalls(GetParam().kind);
+      ASSERT_GT(num_calls, 0);
+      int num_failed = 0;
+      // With a peer each failure takes as long as the peer hears of it.
+      const int64_t step = std::max<int64_t>(num_calls / (world_size == 1 ? 200 : 12), 1);
+      for (int64_t n = 1; n <= num_calls; n += step) {
+        SCOPED_TRACE(GetParam().name + " " + std::to_string(n) + " of " +
+                     std::to_string(num_calls) + ", " + std::string(ExchangeByName(by)));
+        emu::ResetCalls();
+        emu::FailNth(GetParam().kind, n, GetParam().error);
+        const std::vector<absl::Status> statuses = LiveAll(world_size, by);
+        for (const absl::Status& status : statuses) num_failed += !status.ok();
+        ExpectEnded(statuses);
+      }
+      EXPECT_GT(num_failed, 0);
     }
-    EXPECT_GT(num_failed, 0);
   }
 }
 
@@ -129,16 +134,19 @@ INSTANTIATE_TEST_SUITE_P(Nccl, NcclFaultTest, testing::ValuesIn(kFaults),
 class NcclCallFaultTest : public NcclFaultTest {};
 
 TEST_P(NcclCallFaultTest, AFailureAtAnyCallOfNcclEndsInAStatusAndLeavesNothing) {
-  for (const int32_t world_size : {1, 2}) {
-    emu::ResetNccl();
-    for (const absl::Status& status : LiveAll(world_size)) ASSERT_TRUE(status.ok()) << status;
-    const int64_t num_calls = emu::NumNcclCalls();
-    for (int64_t n = 1; n <= num_calls; ++n) {
-      SCOPED_TRACE(std::to_string(n) + " of " + std::to_string(num_calls));
-      emu::FailNthNcclCall(n, ncclSystemError);
-      const std::vector<absl::Status> statuses = LiveAll(world_size);
-      for (const absl::Status& status : statuses) EXPECT_FALSE(status.ok());
-      ExpectEnded(statuses);
+  for (const ExchangeBy by : {ExchangeBy::kCalls, ExchangeBy::kKernels}) {
+    for (const int32_t world_size : {1, 2}) {
+      emu::ResetNccl();
+      for (const absl::Status& status : LiveAll(world_size, by)) ASSERT_TRUE(status.ok()) << status;
+      const int64_t num_calls = emu::NumNcclCalls();
+      for (int64_t n = 1; n <= num_calls; ++n) {
+        SCOPED_TRACE(std::to_string(n) + " of " + std::to_string(num_calls) + ", " +
+                     std::string(ExchangeByName(by)));
+        emu::FailNthNcclCall(n, ncclSystemError);
+        const std::vector<absl::Status> statuses = LiveAll(world_size, by);
+        for (const absl::Status& status : statuses) EXPECT_FALSE(status.ok());
+        ExpectEnded(statuses);
+      }
     }
   }
 }

@@ -1,6 +1,7 @@
 // Groups over the emulated NCCL: each rank is a thread with a device and a stream of its own.
 #include <cuda_runtime_api.h>
 
+#include "gtest/gtest.h"
 #include "parallel/device_group.h"
 #include "parallel/gloo_communicator.h"
 #include "parallel/nccl_communicator.h"
@@ -106,6 +107,45 @@ class DeviceTestGroup : public DevicesTestGroup {
   DeviceGroup group_;
 };
 
+// Data lies in memory that the ranks share, which kernels store to.
+class KernelsTestGroup : public DevicesTestGroup {
+ public:
+  KernelsTestGroup(int32_t world_size, CommunicatorOptions options)
+      : DevicesTestGroup(world_size),
+        group_(world_size, {.timeout = options.timeout, .exchange_by = ExchangeBy::kKernels}),
+        memory_(world_size) {}
+
+  absl::StatusOr<std::unique_ptr<Communicator>> Join(int32_t rank, void* stream) override {
+    ASSIGN_OR_RETURN(std::unique_ptr<Communicator> member, group_.Join(rank, rank, stream));
+    ASSIGN_OR_RETURN(void* const data, member->ReceiveMemory(kBytes));
+    memory_[rank].data = static_cast<char*>(data);
+    return member;
+  }
+  // One piece after the other, and from the begin again once all are free.
+  void* Allocate(int32_t rank, int64_t bytes) override {
+    Memory& memory = memory_[rank];
+    void* const out = memory.data + memory.used_bytes;
+    memory.used_bytes += (bytes + 15) / 16 * 16;
+    EXPECT_LE(memory.used_bytes, kBytes);
+    ++memory.num_pieces;
+    return out;
+  }
+  void Free(int32_t rank, void* data) override {
+    Memory& memory = memory_[rank];
+    if (--memory.num_pieces == 0) memory.used_bytes = 0;
+  }
+
+ private:
+  static constexpr int64_t kBytes = int64_t{8} << 20;
+  struct Memory {
+    char* data = nullptr;
+    int64_t used_bytes = 0;
+    int64_t num_pieces = 0;
+  };
+  DeviceGroup group_;
+  std::vector<Memory> memory_;
+};
+
 template <typename Group, typename... Args>
 GroupKind Kind(const std::string& name, Args... args) {
   return {.name = name,
@@ -122,6 +162,7 @@ GroupKind Kind(const std::string& name, Args... args) {
 
 std::vector<GroupKind> GroupKinds() {
   std::vector<GroupKind> kinds = {Kind<DeviceTestGroup>("DeviceGroup"),
+                                  Kind<KernelsTestGroup>("NcclWithKernels"),
                                   Kind<ThreadsTestGroup>("NcclWithChecks", NcclCheck::kCalls)};
   kinds.back().compares_calls = kinds.back().names_missing_rank = kinds.back().start_waits = true;
 #ifndef JEVONS_TEST_THREADS_ALONE
