@@ -61,6 +61,7 @@ struct EngineOptions {
   int32_t balance_interval_steps = 1000;  // between looks at the experts' load; 0: never
   ExchangeOverlap exchange_overlap = ExchangeOverlap::kShared;
   ExchangePrecision exchange_precision = ExchangePrecision::kExact;
+  ExchangeBy exchange_by = ExchangeBy::kCalls;  // of ranks on GPUs
 };
 
 // The numbers of a rank, or of a group: sums, and the largest where that makes more sense.

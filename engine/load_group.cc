@@ -50,7 +50,8 @@ absl::StatusOr<LoadedModel> LoadDevice(EngineOptions options, int32_t rank, Devi
 absl::StatusOr<LoadedGroup> LoadDevices(const EngineOptions& options, LoadFn load) {
   RETURN_IF_ERROR(CheckDevices(options.num_ranks));
   LoadedGroup out;
-  out.devices = std::make_unique<DeviceGroup>(options.num_ranks);
+  out.devices = std::make_unique<DeviceGroup>(
+      options.num_ranks, CommunicatorOptions{.exchange_by = options.exchange_by});
   std::vector<absl::StatusOr<LoadedModel>> models(static_cast<size_t>(options.num_ranks));
   std::atomic<int32_t> first_failed = -1;
   std::vector<std::thread> threads;

@@ -157,6 +157,11 @@ absl::Status CheckOptions(const EngineOptions& o) {
   if (o.rank_transport == RankTransport::kNccl && o.backend == BackendKind::kCpu) {
     return absl::InvalidArgumentError("transport nccl joins GPUs, given backend cpu");
   }
+  if (o.exchange_by == ExchangeBy::kKernels && o.backend != BackendKind::kCuda &&
+      o.rank_transport != RankTransport::kNccl) {
+    return absl::InvalidArgumentError(
+        "exchange-by kernels is for ranks on GPUs: transport nccl, or processes with backend cuda");
+  }
   // Threads move host memory.
   if (o.rank_transport == RankTransport::kThreads && o.backend == BackendKind::kCuda &&
       o.num_ranks > 1) {

@@ -94,6 +94,7 @@ absl::StatusOr<std::vector<GroupFact>> GroupFacts(const EngineOptions& options) 
       {"--redundant-experts", absl::StrCat(options.num_redundant_experts)},
       {"--overlap-exchange", std::string(ExchangeOverlapName(options.exchange_overlap))},
       {"--exchange-precision", std::string(ExchangePrecisionName(options.exchange_precision))},
+      {"--exchange-by", std::string(ExchangeByName(options.exchange_by))},
       {"--balance-interval-steps", absl::StrCat(options.balance_interval_steps)}};
 }
 

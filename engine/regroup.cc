@@ -150,9 +150,10 @@ absl::StatusOr<std::unique_ptr<Communicator>> ConnectBackend(
     std::unique_ptr<Communicator> host, const EngineOptions& options, const Backend& backend,
     const std::function<bool()>& cancelled) {
   if (host == nullptr || backend.traits().host_memory) return host;
-  return CreateNcclCommunicator(
-      std::move(host),
-      {.device = options.device, .stream = backend.queue(), .cancelled = cancelled});
+  return CreateNcclCommunicator(std::move(host), {.device = options.device,
+                                                  .stream = backend.queue(),
+                                                  .exchange_by = options.exchange_by,
+                                                  .cancelled = cancelled});
 }
 
 absl::Status Regroup(LoadedModel& model, std::unique_ptr<Communicator>& group,

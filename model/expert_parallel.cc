@@ -121,6 +121,7 @@ void ExpertParallel::Place(int32_t part_idx) {
   part.recv_slots = place(work_.recv_slots);
   if (packs()) part.recv_packed = place(work_.recv_packed);
   part.recv_x = place(work_.recv_x);
+  part.result_row = place(work_.result_row);
   part.results = place(work_.results);
   part.returned = place(work_.returned);
 }
@@ -175,8 +176,9 @@ absl::Status ExpertParallel::Send(int32_t part_idx, int32_t layer_idx, const Rou
   const TensorView row_idx = plan.send_token.Slice(0, num_rows);
   RETURN_IF_ERROR(packs() ? backend_->PackRows({tokens.x, row_idx, send_x})
                           : backend_->GatherRows({tokens.x, row_idx, send_x}));
-  const Transfer rows = {"tokens", send_x, amounts.rows_out,
-                         packs() ? part.recv_packed : part.recv_x, amounts.rows_in};
+  const Transfer rows = {"tokens",         send_x,
+                         amounts.rows_out, packs() ? part.recv_packed : part.recv_x,
+                         amounts.rows_in,  masked_ ? row_idx : TensorView()};
   const bool is_beside = num_parts_ > 1 || (options_.exchange_overlap != ExchangeOverlap::kOff &&
                                             tokens.shared.present());
   return is_beside ? StartExchange(part_idx, rows) : Exchange(rows);
@@ -187,8 +189,12 @@ absl::Status ExpertParallel::Compute(int32_t part_idx, const MlpWeights& experts
   RETURN_IF_ERROR(FinishExchange(part_idx));
   RETURN_IF_ERROR(RunExperts(experts, part));
   RETURN_IF_ERROR(FinishExchange());
-  const Transfer results = {"results", part.results, part.amounts.choices_in, part.returned,
-                            part.amounts.choices_out};
+  const Transfer results = {"results",
+                            part.results,
+                            part.amounts.choices_in,
+                            part.returned,
+                            part.amounts.choices_out,
+                            masked_ ? part.result_row : TensorView()};
   return num_parts_ > 1 ? StartExchange(part_idx, results) : Exchange(results);
 }
 
@@ -276,7 +282,7 @@ absl::Status ExpertParallel::RunExperts(const MlpWeights& experts, const Part& p
                                          .weight = experts.down.get(),
                                          .out = expert_out}));
   const int64_t width = masked_ && rows > 0 ? choices / rows : top_k;
-  const TensorView row_idx = work_.result_row.view.Slice(0, rows * width);
+  const TensorView row_idx = part.result_row.Slice(0, rows * width);
   RETURN_IF_ERROR(
       backend_->ReturnRows({.token_row = plan.token_row, .masked = masked_, .row_idx = row_idx}));
   return backend_->GatherRows({.x = expert_out,
@@ -301,7 +307,9 @@ AllToAllArgs ExpertParallel::ArgsOf(const Transfer& transfer) {
           .send_bytes = out_bytes_,
           .recv = transfer.to.data,
           .recv_offsets = in_offsets_,
-          .recv_bytes = in_bytes_};
+          .recv_bytes = in_bytes_,
+          .row_keys = transfer.row_keys.present() ? transfer.row_keys.row<int32_t>(0) : nullptr,
+          .row_bytes = row_bytes};
 }
 
 absl::Status ExpertParallel::Exchange(const Transfer& transfer) {

@@ -103,7 +103,8 @@ class ExpertParallel {
   struct Part {
     ExchangePlan plan;
     Amounts amounts;
-    TensorView send_x, recv_slots, recv_packed, recv_x, results, returned;  // of the workspace
+    // Of the workspace.
+    TensorView send_x, recv_slots, recv_packed, recv_x, result_row, results, returned;
   };
   bool packs() const { return options_.exchange_precision == ExchangePrecision::kFp8; }
   void Place(int32_t part_idx);
@@ -117,6 +118,7 @@ class ExpertParallel {
     std::span<const int64_t> num_out;
     TensorView to;
     std::span<const int64_t> num_in;
+    TensorView row_keys = {};  // of AllToAllArgs; absent: all rows travel
   };
   AllToAllArgs ArgsOf(const Transfer& transfer);
   absl::Status Exchange(const Transfer& transfer);

@@ -13,6 +13,9 @@ constexpr int64_t kLogitsKey = int64_t{1} << 32;
 constexpr int64_t kSampleKey = int64_t{2} << 32;
 constexpr int64_t kPartsKey = int64_t{3} << 32;
 
+// Bytes of a tensor that shares its memory with others.
+int64_t Aligned(int64_t bytes) { return (bytes + 255) / 256 * 256; }
+
 // The largest size below `size`; 0 at the end.
 int64_t PaddedBelow(int64_t size) {
   int64_t below = size - 1;
@@ -75,18 +78,33 @@ absl::StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::Create(const ModelConf
 
 absl::Status ModelRunner::Allocate() {
   const BackendTraits traits = backend_->traits();
-  for (const PlannedTensor& planned : PlanWorkspace(config_, options_, traits, work_)) {
+  const std::vector<PlannedTensor> plan = PlanWorkspace(config_, options_, traits, work_);
+  ASSIGN_OR_RETURN(char* next_received, ReceiveMemory(plan));
+  for (const PlannedTensor& planned : plan) {
     TensorView& view = planned.tensor->view;
     view = planned.width > 0 ? TensorView(nullptr, planned.dtype, {planned.num_rows, planned.width})
                              : TensorView(nullptr, planned.dtype, {planned.num_rows});
-    ASSIGN_OR_RETURN(planned.tensor->buffer,
-                     backend_->Allocate(view.num_elements() * DTypeBytes(view.dtype)));
+    if (planned.receives && next_received != nullptr) {
+      view.data = next_received;
+      next_received += Aligned(planned.bytes());
+      continue;
+    }
+    ASSIGN_OR_RETURN(planned.tensor->buffer, backend_->Allocate(planned.bytes()));
     view.data = planned.tensor->buffer->data();
   }
   host_arrays_.resize(work_.step_arrays.view.num_elements());
   host_rows_.resize(options_.max_logits_rows);
   if (!traits.host_memory) host_logits_.resize(work_.logits.view.num_elements());
   return absl::OkStatus();
+}
+
+absl::StatusOr<char*> ModelRunner::ReceiveMemory(std::span<const PlannedTensor> plan) {
+  int64_t bytes = 0;
+  for (const PlannedTensor& planned : plan)
+    bytes += planned.receives ? Aligned(planned.bytes()) : 0;
+  if (bytes == 0 || !group_.present()) return nullptr;
+  ASSIGN_OR_RETURN(void* const data, group_.communicator->ReceiveMemory(bytes));
+  return static_cast<char*>(data);
 }
 
 absl::Status ModelRunner::CheckStep(const StepInput& input) const {

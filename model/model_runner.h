@@ -93,6 +93,8 @@ class ModelRunner {
         group_(std::move(group)) {}
 
   absl::Status Allocate();
+  // For the tensors of the plan that receive, one after the other; null: they need no place of their own.
+  absl::StatusOr<char*> ReceiveMemory(std::span<const PlannedTensor> plan);
   std::vector<int32_t> OwnSlots(const ExpertMap& map) const;
   absl::Status CheckStep(const StepInput& input) const;
   // The number of rows that a step of so many is padded to.

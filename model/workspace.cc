@@ -20,22 +20,24 @@ void PlanExchange(const ModelRunnerOptions& options, int64_t k, int64_t groups, 
   const int64_t per_row = std::min(k, groups);
   const int64_t masked = ranks * capacity;
   const int64_t sent = std::max(t * std::min(k, ranks), masked);
-  out.push_back({&w.counts, kI32, 2 * ranks, 2});
+  constexpr bool kReceives = true;
+  out.push_back({&w.counts, kI32, 2 * ranks, 2, kReceives});
   out.push_back({&w.send_token, kI32, parts * sent, 0});
   out.push_back({&w.send_slots, kI32, parts * sent, k});
   const bool packs = options.exchange_precision == ExchangePrecision::kFp8;
   if (packs) {
     out.push_back({&w.send_x, DType::kU8, parts * sent, PackedRowBytes(hidden)});
-    out.push_back({&w.recv_packed, DType::kU8, parts * ranks * t, PackedRowBytes(hidden)});
+    out.push_back(
+        {&w.recv_packed, DType::kU8, parts * ranks * t, PackedRowBytes(hidden), kReceives});
   } else {
     out.push_back({&w.send_x, act, parts * sent, hidden});
   }
   out.push_back({&w.return_row, kI32, parts * t, k});
-  out.push_back({&w.recv_slots, kI32, parts * ranks * t, k});
-  out.push_back({&w.recv_x, act, parts * ranks * t, hidden});
+  out.push_back({&w.recv_slots, kI32, parts * ranks * t, k, kReceives});
+  out.push_back({&w.recv_x, act, parts * ranks * t, hidden, !packs});
   out.push_back({&w.result_row, kI32, parts * ranks * t * k, 0});
   out.push_back({&w.results, act, parts * ranks * t * per_row, hidden});
-  out.push_back({&w.returned, act, parts * std::max(t * k, masked * per_row), hidden});
+  out.push_back({&w.returned, act, parts * std::max(t * k, masked * per_row), hidden, kReceives});
 }
 
 }  // namespace
@@ -119,7 +121,7 @@ int64_t WorkspaceBytes(const ModelConfig& config, const ModelRunnerOptions& opti
   Workspace workspace;
   int64_t bytes = 0;
   for (const PlannedTensor& t : PlanWorkspace(config, options, traits, workspace)) {
-    bytes += t.num_rows * std::max<int64_t>(t.width, 1) * DTypeBytes(t.dtype);
+    bytes += t.bytes();
   }
   return bytes;
 }

@@ -1,6 +1,7 @@
 // The memory of a step: planned once, so that what is announced is what is taken.
 #pragma once
 
+#include <algorithm>
 #include <string_view>
 #include <vector>
 
@@ -68,7 +69,10 @@ struct PlannedTensor {
   DeviceTensor* tensor = nullptr;
   DType dtype = DType::kF32;
   int64_t num_rows = 0;
-  int64_t width = 0;  // 0: one dimension
+  int64_t width = 0;      // 0: one dimension
+  bool receives = false;  // from other ranks
+
+  int64_t bytes() const { return num_rows * std::max<int64_t>(width, 1) * DTypeBytes(dtype); }
 };
 
 // What of `workspace` a runner needs. Order is that of allocation.

@@ -52,6 +52,13 @@ void AddRanks(CLI::App& cmd, RankFlags& flags) {
          "of any group with fp8, but not of one rank")
       ->check(CLI::IsMember({"exact", "fp8"}))
       ->capture_default_str();
+  cmd.add_option(
+         "--exchange-by", flags.exchange_by,
+         "How tokens travel between GPUs. calls: by NCCL's; kernels: every GPU stores them in "
+         "the others' memory, which it must reach over NVLink or within one host. The tokens "
+         "are the same")
+      ->check(CLI::IsMember({"calls", "kernels"}))
+      ->capture_default_str();
   cmd.add_option("--join-seconds", flags.join_seconds,
                  "How long ranks wait for each other at start")
       ->check(InRange<int64_t>(1, 86400))
@@ -98,6 +105,7 @@ absl::StatusOr<GroupOptions> ResolveRanks(const RankFlags& flags, const Environm
     if (ExchangeOverlapName(overlap) == flags.overlap_exchange) engine.exchange_overlap = overlap;
   }
   if (flags.exchange_precision == "fp8") engine.exchange_precision = ExchangePrecision::kFp8;
+  if (flags.exchange_by == "kernels") engine.exchange_by = ExchangeBy::kKernels;
   engine.num_ranks = flags.place.ranks.value_or(1);
   if (flags.transport != "processes") {
     if (flags.transport == "nccl") engine.rank_transport = RankTransport::kNccl;

@@ -17,6 +17,7 @@ struct RankFlags {
   int32_t balance_interval_steps = EngineOptions().balance_interval_steps;
   std::string overlap_exchange{ExchangeOverlapName(EngineOptions().exchange_overlap)};
   std::string exchange_precision{ExchangePrecisionName(EngineOptions().exchange_precision)};
+  std::string exchange_by{ExchangeByName(EngineOptions().exchange_by)};
   int32_t join_seconds = 30;
   int32_t load_seconds = 1800;
   int32_t rank_timeout_ms = 900;

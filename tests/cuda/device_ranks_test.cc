@@ -92,6 +92,7 @@ TEST_F(DeviceRanksTest, GiveTheBytesOfOneRank) {
     EngineOptions options = Options(2);
     options.max_prefill_chunk_tokens = chunk;
     options.num_redundant_experts = chunk;
+    options.exchange_by = chunk == 0 ? ExchangeBy::kCalls : ExchangeBy::kKernels;
     const auto group = Start(options);
     const std::vector<Outcome> got = RunTogether(*group, requests);
     for (size_t i = 0; i < want.size(); ++i) {
@@ -190,11 +191,13 @@ TEST_F(DeviceRanksTest, ARankThatCannotLoadIsNamedAndNoneWaitsForIt) {
   const int64_t num_calls = emu::NumCalls(CallKind::kAllocation);
   ASSERT_GT(num_calls, 0);
   // Some of them in each phase: communicators, weights, runner, warm-up, packer.
+  EngineOptions options = Options(2);
   for (int64_t n = 1; n <= num_calls; n += num_calls / 7) {
     SCOPED_TRACE(n);
     emu::ResetCalls();
     emu::FailNth(CallKind::kAllocation, n, cudaErrorMemoryAllocation);
-    const absl::Status status = Load(Options(2)).status();
+    options.exchange_by = n % 2 == 0 ? ExchangeBy::kKernels : ExchangeBy::kCalls;
+    const absl::Status status = Load(options).status();
     EXPECT_FALSE(status.ok());
     EXPECT_EQ(status.message().substr(0, 5), "rank ") << status;
     emu::ResetCalls();
@@ -220,6 +223,10 @@ TEST_F(DeviceRanksTest, BackendAndTransportMustFit) {
   options.rank_transport = RankTransport::kThreads;
   ExpectError(Load(options).status(), StatusCode::kInvalidArgument,
               {"2 ranks with backend cuda need transport nccl or processes, given threads"});
+  options.backend = BackendKind::kCpu;
+  options.exchange_by = ExchangeBy::kKernels;
+  ExpectError(Load(options).status(), StatusCode::kInvalidArgument,
+              {"exchange-by kernels is for ranks on GPUs"});
 }
 
 }  // namespace

@@ -149,6 +149,7 @@ TEST_F(DeviceRegroupTest, NothingIsSeenOfALostRankWhoseExpertsAreReadAgain) {
   const std::vector<Outcome> want = RunOnOneRank(requests);
   EngineOptions options = Options(3, 3);
   options.balance_interval_steps = 3;
+  options.exchange_by = ExchangeBy::kKernels;
   const auto ranks = Start(options, Reopen);
   ASSERT_NE(ranks, nullptr);
   ExpectNothingIsSeenOfLostRanks(*ranks, 3, 2, requests, 4, want);
@@ -166,7 +167,9 @@ TEST_F(DeviceRegroupTest, NothingIsSeenOfALostRankWhoseExpertsHaveReplicas) {
 TEST_F(DeviceRegroupTest, TheSameRanksFormOneGroupAfterTheOther) {
   const std::vector<GenerationRequest> requests = MakeRequests(2, 16);
   const std::vector<Outcome> want = RunOnOneRank(requests);
-  const auto ranks = Start(Options(2), Reopen);
+  EngineOptions options = Options(2);
+  options.exchange_by = ExchangeBy::kKernels;
+  const auto ranks = Start(options, Reopen);
   ASSERT_NE(ranks, nullptr);
   WatchedRequests watched(*ranks, 2, requests);
   ASSERT_TRUE(watched.WaitForTokens(1, 3));

@@ -33,7 +33,8 @@ TEST_F(GenerateRanksTest, OverNcclGivesTheBytesOfOneRank) {
   const ProcessResult want = Run({"--backend", "cuda"}, 1);
   ASSERT_EQ(want.exit_code, 0) << want.err;
   ASSERT_THAT(want.out, HasSubstr("output_ids"));
-  const ProcessResult got = Run({"--backend", "cuda", "--ranks", "2", "--transport", "nccl"}, 2);
+  const ProcessResult got = Run(
+      {"--backend", "cuda", "--ranks", "2", "--transport", "nccl", "--exchange-by", "kernels"}, 2);
   EXPECT_EQ(got.exit_code, 0) << got.err;
   EXPECT_EQ(got.out, want.out);
 }
@@ -48,6 +49,8 @@ TEST_F(GenerateRanksTest, WhatCannotBeIsRefused) {
               HasSubstr("2 ranks over nccl need a GPU each, found 1"));
   EXPECT_THAT(error({"--backend", "cpu", "--ranks", "2", "--transport", "nccl"}),
               HasSubstr("transport nccl joins GPUs, given backend cpu"));
+  EXPECT_THAT(error({"--ranks", "2", "--exchange-by", "kernels"}),
+              HasSubstr("exchange-by kernels is for ranks on GPUs"));
   EXPECT_THAT(error({"--backend", "cuda", "--ranks", "2"}),
               HasSubstr("need transport nccl or processes, given threads"));
   EXPECT_THAT(error({"--backend", "cuda", "--ranks", "2", "--transport", "processes"}),

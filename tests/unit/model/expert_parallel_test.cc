@@ -34,6 +34,7 @@ struct Layout {
   int32_t num_wanted = 0;     // of the first experts, which all tokens want; 0: as the weights say
   ExchangeOverlap overlap = ExchangeOverlap::kOff;
   ExchangePrecision precision = ExchangePrecision::kExact;
+  ExchangeBy exchange_by = ExchangeBy::kCalls;  // of devices
 };
 // Some steps have as many tokens at some rank, some do not.
 constexpr int32_t kMinSplitTokens = 12;
@@ -163,8 +164,9 @@ std::unique_ptr<Communicator> Connect(std::unique_ptr<Communicator> member, Back
   if (member == nullptr) return member;
 #ifdef JEVONS_TEST_CUDA
   const int32_t device = member->info().rank;
-  auto out =
-      CreateNcclCommunicator(std::move(member), {.device = device, .stream = backend.queue()});
+  auto out = CreateNcclCommunicator(
+      std::move(member),
+      {.device = device, .stream = backend.queue(), .exchange_by = layout.exchange_by});
   EXPECT_TRUE(out.ok()) << out.status();
   return *std::move(out);
 #else
@@ -287,7 +289,8 @@ void ExpectSameLogits(const LogitRows& got, const LogitRows& want) {
 void ExpectBitsOfOneRank(const ModelConfig& config, const Layout& layout) {
   SCOPED_TRACE(testing::Message() << layout.num_ranks << " ranks, " << layout.num_redundant
                                   << " redundant, capacity " << layout.masked_capacity
-                                  << ", overlap " << static_cast<int>(layout.overlap));
+                                  << ", overlap " << static_cast<int>(layout.overlap) << ", by "
+                                  << ExchangeByName(layout.exchange_by));
   const auto steps = RandomSteps(config, layout.num_ranks);
   const auto got = RunGroup(config, layout, steps);
   Layout alone;
@@ -322,6 +325,15 @@ TEST_P(ExpertParallelTest, OverlapOfExchangesAndComputingGivesTheSameBits) {
   };
   for (int32_t num_ranks : {1, 2, 3, 4, 8}) expect(num_ranks, ExchangeOverlap::kBatches);
   for (int32_t num_ranks : {2, 8}) expect(num_ranks, ExchangeOverlap::kShared);
+}
+#endif
+
+// Devices that store to each other's memory themselves.
+#ifdef JEVONS_TEST_CUDA
+TEST_P(ExpertParallelTest, KernelsExchangeTheSameBits) {
+  constexpr ExchangeBy kKernels = ExchangeBy::kKernels;
+  ExpectBitsOfOneRank(GetParam(), {.num_ranks = 3, .num_redundant = 5, .exchange_by = kKernels});
+  ExpectBitsOfOneRank(GetParam(), {.num_ranks = 2, .masked_capacity = 8, .exchange_by = kKernels});
 }
 #endif
 
@@ -372,10 +384,14 @@ INSTANTIATE_TEST_SUITE_P(V2AndV3, ExpertParallelTest,
 TEST(MaskedHalvesTest, GiveTheBitsOfOneRank) {
   SKIP_WITHOUT_TEST_BACKEND();
   for (int32_t num_ranks : kTestsCuda ? std::vector{2} : std::vector{2, 8}) {
-    ExpectBitsOfOneRank(TinyV3Config(), {.num_ranks = num_ranks,
-                                         .num_redundant = 3,
-                                         .masked_capacity = 19,
-                                         .overlap = ExchangeOverlap::kBatches});
+    for (const ExchangeBy by : {ExchangeBy::kCalls, ExchangeBy::kKernels}) {
+      if (!kTestsCuda && by != ExchangeBy::kCalls) continue;
+      ExpectBitsOfOneRank(TinyV3Config(), {.num_ranks = num_ranks,
+                                           .num_redundant = 3,
+                                           .masked_capacity = 19,
+                                           .overlap = ExchangeOverlap::kBatches,
+                                           .exchange_by = by});
+    }
   }
 }
 
