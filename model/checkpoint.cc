@@ -37,6 +37,7 @@ class MappedCheckpoint : public Checkpoint {
   bool Has(std::string_view name) const override { return tensors_.contains(name); }
   absl::StatusOr<TensorInfo> Info(std::string_view name) const override;
   std::vector<std::string> Names() const override;
+  void Fetch(std::string_view name) const override;
   void Release(std::string_view name) const override;
 
  private:
@@ -186,6 +187,13 @@ std::vector<std::string> MappedCheckpoint::Names() const {
   names.reserve(tensors_.size());
   for (const auto& [name, entry] : tensors_) names.push_back(name);
   return names;
+}
+
+void MappedCheckpoint::Fetch(std::string_view name) const {
+  const auto at = tensors_.find(name);
+  if (at == tensors_.end()) return;
+  const Entry& entry = at->second;
+  files_[entry.file_idx].map.Fetch(entry.stored.begin, entry.stored.end);
 }
 
 void MappedCheckpoint::Release(std::string_view name) const {

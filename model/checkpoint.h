@@ -42,6 +42,9 @@ class Checkpoint {
   virtual absl::StatusOr<TensorInfo> Info(std::string_view name) const;
   // All names, sorted.
   virtual std::vector<std::string> Names() const = 0;
+  // Reads the tensor into memory, so that it is there when it is wanted; does what it can, and waits
+  // for it.
+  virtual void Fetch(std::string_view name) const {}
   // Lets the system take back the memory that reading this tensor has filled; it may be read again.
   virtual void Release(std::string_view name) const = 0;
 };

@@ -30,6 +30,8 @@ class MappedFile {
   ~MappedFile();
 
   std::string_view bytes() const { return {data_, static_cast<size_t>(size_)}; }
+  // Reads the pages of [begin, end) into this process. A part that the file has lost is left out.
+  void Fetch(int64_t begin, int64_t end) const;
   // Unmaps the pages that lie wholly in [begin, end) from this process; they are read again when
   // touched.
   void Release(int64_t begin, int64_t end) const;

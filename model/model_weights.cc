@@ -1,5 +1,7 @@
 #include "model/model_weights.h"
 
+#include <algorithm>
+#include <cstdio>
 #include <cstring>
 #include <numeric>
 #include <string>
@@ -8,6 +10,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
 #include "base/log.h"
+#include "model/read_ahead.h"
 #include "model/tensor_specs.h"
 
 namespace jevons {
@@ -48,6 +51,17 @@ struct HostMatrix {
   }
 };
 
+// The layer and the expert that a tensor is of; -1: of none.
+struct TensorPlace {
+  int32_t layer = -1;
+  int32_t expert = -1;
+};
+TensorPlace PlaceOf(const std::string& name) {
+  TensorPlace out;
+  std::sscanf(name.c_str(), "model.layers.%d.mlp.experts.%d.", &out.layer, &out.expert);
+  return out;
+}
+
 // One call of LoadModelWeights.
 class Loader {
  public:
@@ -57,9 +71,14 @@ class Loader {
 
   absl::StatusOr<ModelWeights> Load() {
     ModelWeights out;
+    ReadInOrder order = OrderOfReads();
+    ReadAhead ahead(checkpoint_, std::move(order.names));
+    ahead.MoveTo(0, order.layer_begin[0]);
     ASSIGN_OR_RETURN(const TensorView table, checkpoint_.Find(kEmbedTensor));
     ASSIGN_OR_RETURN(out.embedding, backend_.Upload(table));
     for (int32_t i = 0; i < config_.num_hidden_layers; ++i) {
+      // While a layer is packed the next one is read.
+      ahead.MoveTo(order.layer_begin[i], order.layer_begin[i + 2]);
       ASSIGN_OR_RETURN(LayerWeights layer, LoadLayer(i));
       out.layers.push_back(std::move(layer));
       ShowProgress(i + 1);
@@ -81,7 +100,56 @@ class Loader {
     return LoadMlp(prefixes, grouped ? mlp + "shared_experts." : "");
   }
 
+  // LoadExperts of one who reads nothing else.
+  absl::StatusOr<MlpWeights> LoadExpertsAlone(int32_t layer_idx, std::span<const int32_t> experts) {
+    std::vector<std::string> names;
+    for (const int32_t e : experts) {
+      const std::string prefix = absl::StrCat("model.layers.", layer_idx, ".mlp.experts.", e, ".");
+      for (const char* part : {"gate_proj.weight", "up_proj.weight", "down_proj.weight"}) {
+        AddTensor(prefix + part, names);
+      }
+    }
+    const size_t num_names = names.size();
+    ReadAhead ahead(checkpoint_, std::move(names));
+    ahead.MoveTo(0, num_names);
+    return LoadExperts(layer_idx, experts);
+  }
+
  private:
+  // The tensors of this rank, about as they are read. Those of layer i begin at layer_begin[i]; behind
+  // the last layer comes the head, and the end.
+  struct ReadInOrder {
+    std::vector<std::string> names;
+    std::vector<size_t> layer_begin;
+  };
+  ReadInOrder OrderOfReads() const {
+    ReadInOrder out = {.names = {kEmbedTensor}, .layer_begin = {}};
+    int32_t layer = -1;
+    std::vector<int32_t> experts;
+    for (const TensorSpec& spec : ExpectedTensors(config_)) {
+      const TensorPlace place = PlaceOf(spec.name);
+      if (place.layer < 0) continue;
+      if (place.layer != layer) {
+        layer = place.layer;
+        out.layer_begin.push_back(out.names.size());
+        experts = config_.IsMoeLayer(layer) ? ExpertsOf(layer) : std::vector<int32_t>();
+        std::sort(experts.begin(), experts.end());
+      }
+      const bool mine =
+          place.expert < 0 || std::binary_search(experts.begin(), experts.end(), place.expert);
+      if (mine) AddTensor(spec.name, out.names);
+    }
+    out.layer_begin.push_back(out.names.size());
+    if (!config_.tie_word_embeddings) out.names.push_back(kHeadTensor);
+    out.layer_begin.push_back(out.names.size());
+    return out;
+  }
+  void AddTensor(const std::string& name, std::vector<std::string>& names) const {
+    names.push_back(name);
+    const std::string scale = name + "_scale_inv";
+    if (checkpoint_.Has(scale)) names.push_back(scale);
+  }
+
   // A line now and then, where loading takes long.
   void ShowProgress(int32_t num_layers) {
     const absl::Time now = absl::Now();
@@ -324,7 +392,7 @@ absl::StatusOr<ModelWeights> LoadModelWeights(const ModelConfig& config,
 absl::StatusOr<MlpWeights> LoadExpertWeights(const ModelConfig& config,
                                              const Checkpoint& checkpoint, Backend& backend,
                                              int32_t layer_idx, std::span<const int32_t> experts) {
-  return Loader(config, checkpoint, backend, {}).LoadExperts(layer_idx, experts);
+  return Loader(config, checkpoint, backend, {}).LoadExpertsAlone(layer_idx, experts);
 }
 
 }  // namespace jevons
