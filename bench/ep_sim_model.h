@@ -55,7 +55,7 @@ struct Transport {
 enum class Send { kPerChoice, kPerRank, kPerNode, kPerGroup };
 enum class Sizes {
   kExact,  // what the router chose
-  kPadded  // what it may choose at most, between each two ranks
+  kPadded  // what it may choose at most for the tokens of the step, between each two ranks
 };
 enum class Overlap { kNone, kTwoBatches };
 enum class Routing {

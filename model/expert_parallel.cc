@@ -102,6 +102,7 @@ absl::Status ExpertParallel::BeginStep(int64_t num_tokens) {
   if (options_.masked_capacity == 0 && !options_.splits_steps()) return absl::OkStatus();
   RETURN_IF_ERROR(group_.communicator->AllReduce(std::span(&num_tokens, 1), ReduceOp::kMax));
   masked_ = options_.masked_capacity > 0 && num_tokens <= options_.masked_capacity;
+  capacity_ = masked_ ? num_tokens : 0;
   num_parts_ = options_.splits_steps() && num_tokens >= options_.min_split_tokens ? 2 : 1;
   for (int32_t i = 0; i < num_parts_; ++i) Place(i);
   return absl::OkStatus();
@@ -151,7 +152,7 @@ absl::Status ExpertParallel::Send(int32_t part_idx, int32_t layer_idx, const Rou
   const int64_t num_tokens = tokens.topk_idx.dim(0);
   const int64_t top_k = tokens.topk_idx.dim(1);
   const int64_t num_send =
-      masked_ ? num_ranks() * capacity() : num_tokens * std::min(top_k, num_ranks());
+      masked_ ? num_ranks() * part_capacity() : num_tokens * std::min(top_k, num_ranks());
   const ExchangePlan plan = {.counts = part.plan.counts,
                              .send_token = part.plan.send_token.Slice(0, num_send),
                              .send_slots = part.plan.send_slots.Slice(0, num_send),
@@ -162,7 +163,7 @@ absl::Status ExpertParallel::Send(int32_t part_idx, int32_t layer_idx, const Rou
                               .slot_table = slot_tables_[layer_idx].view,
                               .num_ranks = options_.num_ranks,
                               .slots_per_rank = num_slots_,
-                              .capacity = masked_ ? static_cast<int32_t>(capacity()) : 0,
+                              .capacity = static_cast<int32_t>(part_capacity()),
                               .plan = plan,
                               .choice_counts = TensorView(counts.row<int64_t>(layer_idx),
                                                           counts.dtype, {counts.dim(1)})}));
@@ -221,10 +222,10 @@ void ExpertParallel::Abandon(const absl::Status& error) {
 absl::Status ExpertParallel::SetAmounts(Part& part) {
   if (!masked_) return ExchangeCounts(part.amounts);
   const int64_t per_row = std::min<int64_t>(part.plan.return_row.dim(1), num_slots_);
-  Fill(part.amounts.rows_out, capacity());
-  Fill(part.amounts.rows_in, capacity());
-  Fill(part.amounts.choices_out, capacity() * per_row);
-  Fill(part.amounts.choices_in, capacity() * per_row);
+  Fill(part.amounts.rows_out, part_capacity());
+  Fill(part.amounts.rows_in, part_capacity());
+  Fill(part.amounts.choices_out, part_capacity() * per_row);
+  Fill(part.amounts.choices_in, part_capacity() * per_row);
   return absl::OkStatus();
 }
 

@@ -52,6 +52,8 @@ struct RoutedTokens {
 // Bytes that leave and reach a rank in a layer, contiguous: for each rank 8 of counts; for each row
 // of ExchangePlan top_k i32 and hidden activations, or PackedRowBytes of them; for each choice hidden
 // activations back. In a step that is cut in two each half has counts, and a row is of one half.
+// Masked: no counts, and for each rank C rows of min(top_k, slots) choices each, whatever is chosen. C
+// is the number of rows of the rank that has most in this step; in each half its half, rounded up.
 //
 // A layer has three stages, each run for the parts of the step in turn: Send, Compute, Combine. One
 // exchange is under way at most, of whichever part: what comes between two stages of a part runs beside
@@ -68,8 +70,10 @@ class ExpertParallel {
 
   // Before the layers of a step, with the number of rows of this rank.
   absl::Status BeginStep(int64_t num_tokens);
-  // What this step moves has sizes that are known before it: it can be recorded.
+  // What this step moves has sizes that follow from its capacity: it can be recorded for each.
   bool masked() const { return masked_; }
+  // Of a masked step: the number of rows of the rank that has most.
+  int64_t capacity() const { return capacity_; }
   // Into how many parts the step is cut, each of at most (max_tokens + 1) / 2 rows where there are two.
   int32_t num_parts() const { return num_parts_; }
 
@@ -127,7 +131,7 @@ class ExpertParallel {
   absl::Status FinishExchange(int32_t part_idx);
   absl::Status FinishExchange();
   int64_t max_part_tokens() const { return (options_.max_tokens + num_parts_ - 1) / num_parts_; }
-  int64_t capacity() const { return (options_.masked_capacity + num_parts_ - 1) / num_parts_; }
+  int64_t part_capacity() const { return (capacity_ + num_parts_ - 1) / num_parts_; }
   int64_t num_ranks() const { return options_.num_ranks; }
 
   const RankGroup& group_;
@@ -139,6 +143,7 @@ class ExpertParallel {
   DeviceTensor choice_counts_;             // i64 [num_layers, n_routed_experts], since the start
   std::vector<int64_t> taken_counts_, new_counts_;
   bool masked_ = false;  // this step's layout
+  int64_t capacity_ = 0;
   int32_t num_parts_ = 1;
   Part parts_[2];
   const char* under_way_ = nullptr;  // what; null: no exchange

@@ -7,11 +7,10 @@
 namespace jevons {
 namespace {
 
-// Keys of RunStep: a step's is its number of rows, that of a Logits or Sample call, or of a step in
-// two parts, its number of rows and this.
+// Keys of RunStep: a step's is its number of rows, on which its parts and its capacity depend alone;
+// that of a Logits or Sample call is its number of rows and this.
 constexpr int64_t kLogitsKey = int64_t{1} << 32;
 constexpr int64_t kSampleKey = int64_t{2} << 32;
-constexpr int64_t kPartsKey = int64_t{3} << 32;
 
 // Bytes of a tensor that shares its memory with others.
 int64_t Aligned(int64_t bytes) { return (bytes + 255) / 256 * 256; }
@@ -125,6 +124,14 @@ int64_t ModelRunner::Padded(int64_t num_rows, int64_t max_rows) const {
   return std::min(PaddedStepRows(num_rows), max_rows);
 }
 
+absl::StatusOr<int64_t> ModelRunner::BeginStep(int64_t num_rows) {
+  if (experts_ == nullptr) return num_rows;
+  RETURN_IF_ERROR(experts_->BeginStep(num_rows));
+  // Where a rank had fewer rows than the capacity, there would be a recording for each pair of them.
+  const bool has_all = experts_->masked() && backend_->traits().records_steps;
+  return has_all ? experts_->capacity() : num_rows;
+}
+
 absl::StatusOr<std::span<const ModelRunner::Step>> ModelRunner::WriteParts(const StepInput& input,
                                                                            int64_t num_tokens) {
   const int32_t num_parts = experts_ != nullptr ? experts_->num_parts() : 1;
@@ -184,15 +191,14 @@ absl::Status ModelRunner::Run(const StepInput& input) {
   RETURN_IF_ERROR(CheckStep(input));
   last_num_tokens_ = static_cast<int64_t>(input.token_ids.size());
   if (last_num_tokens_ == 0 && experts_ == nullptr) return absl::OkStatus();
-  const int64_t num_rows = Padded(last_num_tokens_, options_.max_tokens);
-  if (experts_ != nullptr) RETURN_IF_ERROR(experts_->BeginStep(num_rows));
+  ASSIGN_OR_RETURN(const int64_t num_rows,
+                   BeginStep(Padded(last_num_tokens_, options_.max_tokens)));
   ASSIGN_OR_RETURN(const std::span<const Step> parts, WriteParts(input, num_rows));
   return RunLayers(parts);
 }
 
 absl::Status ModelRunner::RunLayers(std::span<const Step> parts) {
   const int64_t num_rows = parts.back().first_row + parts.back().num_tokens;
-  const int64_t key = parts.size() > 1 ? kPartsKey + num_rows : num_rows;
   // What ranks exchange may have sizes that depend on the choices.
   const bool is_recorded = experts_ == nullptr || experts_->masked();
   // A replay makes no call that would see a broken group.
@@ -200,7 +206,7 @@ absl::Status ModelRunner::RunLayers(std::span<const Step> parts) {
     RETURN_IF_ERROR(group_.communicator->WaitUntil([] { return true; }));
   }
   const absl::Status status =
-      is_recorded ? backend_->RunStep(key, [&] { return Layers(parts); }) : Layers(parts);
+      is_recorded ? backend_->RunStep(num_rows, [&] { return Layers(parts); }) : Layers(parts);
   if (!status.ok() && experts_ != nullptr) experts_->Abandon(status);
   return status;
 }
@@ -250,10 +256,7 @@ absl::Status ModelRunner::WarmUp() {
   // Once for the memory, once for the recording.
   for (int pass = 0; pass < 2; ++pass) {
     for (int64_t t = options_.max_tokens; t > 0; t = PaddedBelow(t)) {
-      RETURN_IF_ERROR(WarmUpStep(t, t));
-      // Cut in two because another rank has more.
-      const int64_t most = options_.min_split_tokens;
-      if (options_.splits_steps() && t < most) RETURN_IF_ERROR(WarmUpStep(t, most));
+      RETURN_IF_ERROR(WarmUpStep(t));
     }
     for (int64_t n = options_.max_logits_rows; n > 0 && samples(); n = PaddedBelow(n)) {
       std::fill_n(host_rows_.begin(), n, 0);
@@ -266,11 +269,11 @@ absl::Status ModelRunner::WarmUp() {
   return absl::OkStatus();
 }
 
-absl::Status ModelRunner::WarmUpStep(int64_t num_tokens, int64_t most_tokens) {
+absl::Status ModelRunner::WarmUpStep(int64_t num_tokens) {
   const std::vector<int32_t> no_queries = {0};
-  if (experts_ != nullptr) RETURN_IF_ERROR(experts_->BeginStep(most_tokens));
+  ASSIGN_OR_RETURN(const int64_t num_rows, BeginStep(num_tokens));
   ASSIGN_OR_RETURN(const std::span<const Step> parts,
-                   WriteParts({.cu_seqlens_q = no_queries}, num_tokens));
+                   WriteParts({.cu_seqlens_q = no_queries}, num_rows));
   return RunLayers(parts);
 }
 

@@ -99,6 +99,9 @@ class ModelRunner {
   absl::Status CheckStep(const StepInput& input) const;
   // The number of rows that a step of so many is padded to.
   int64_t Padded(int64_t num_rows, int64_t max_rows) const;
+  // Agrees with the group on a step in which this rank has `num_rows`, padded ones among them. Returns
+  // how many it runs.
+  absl::StatusOr<int64_t> BeginStep(int64_t num_rows);
   // The parts of a step that is padded to `num_tokens`, written. Valid until the next call.
   absl::StatusOr<std::span<const Step>> WriteParts(const StepInput& input, int64_t num_tokens);
   // Fills the arrays of a part, padded to part.num_tokens, from `offset` of the workspace's on.
@@ -123,8 +126,8 @@ class ModelRunner {
   RmsNormArgs NextNorm(int32_t layer_idx, const Step& step) {
     return Normed(step, InputNorm(layer_idx + 1), Rows(work_.delta, step));
   }
-  // A step without queries, as if some rank had `most_tokens`.
-  absl::Status WarmUpStep(int64_t num_tokens, int64_t most_tokens);
+  // A step without queries.
+  absl::Status WarmUpStep(int64_t num_tokens);
   absl::StatusOr<int64_t> WriteRows(std::span<const int32_t> rows);
   absl::Status ComputeLogits(int64_t num_rows);
   absl::Status ComputeSamples(int64_t num_rows);

@@ -41,7 +41,7 @@ struct ModelRunnerOptions {
   int32_t num_ranks = 1;
   int32_t slots_per_rank = 0;  // for routed experts; 0: no group
   // Largest step, in tokens of each rank, whose exchange has sizes that do not depend on the
-  // choices; 0: none.
+  // choices but on its size alone; 0: none.
   int32_t masked_capacity = 0;
   ExchangeOverlap exchange_overlap = ExchangeOverlap::kOff;
   ExchangePrecision exchange_precision = ExchangePrecision::kExact;
