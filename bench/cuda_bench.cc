@@ -31,7 +31,7 @@ struct Flags {
 std::vector<CudaCase> AllCases() {
   std::vector<CudaCase> out;
   // What matters most comes first, should time run out.
-  for (auto* make : {&ModelCases, &MlaCases, &MoeCases, &LinearCases, &RowCases}) {
+  for (auto* make : {&ModelCases, &MlaCases, &MoeCases, &LinearCases, &CublasLtCases, &RowCases}) {
     for (CudaCase& c : make()) out.push_back(std::move(c));
   }
   return out;
@@ -77,11 +77,7 @@ int Run(const Flags& flags) {
     for (const CudaCase& c : cases) std::printf("%-24s %s\n", c.name.c_str(), c.what.c_str());
     return 0;
   }
-  const auto backend = [](Launches launches) {
-    return CreateCudaBackend(
-        {.device = 0, .records_steps = true, .early_launches = launches == Launches::kEarly});
-  };
-  const absl::Status usable = backend(Launches::kEarly).status();
+  const absl::Status usable = CreateCudaBackend({}).status();
   if (!usable.ok()) {
     std::printf("skipped: %s\n", std::string(usable.message()).c_str());
     return kSkipped;
@@ -91,9 +87,9 @@ int Run(const Flags& flags) {
   if (status.ok()) status = MeasureCeilings(flags.options.tiny, report);
   if (!status.ok()) report.Failed("ceilings", status.ToString());
   report.Text("determinism",
-              "every time here is that of results which do not depend on the batch: "
-              "there is no other path");
-  CudaBench bench(flags.options, report, backend);
+              "every time here is that of results which do not depend on the batch, "
+              "but for those of cublaslt");
+  CudaBench bench(flags.options, report);
   for (const CudaCase& c : cases) {
     if (bench.TimeIsUp()) {
       report.Text(c.name, absl::StrCat("left out: ", flags.seconds, " s are over"));

@@ -1,11 +1,9 @@
 #include "bench/cuda_blas.h"
 
 #include <cublasLt.h>
-#include <dlfcn.h>
-
-#include <string>
 
 #include "absl/strings/str_cat.h"
+#include "cuda/cublaslt_library.h"
 #include "cuda/cuda_error.h"
 #include "cuda/device_memory.h"
 
@@ -14,51 +12,6 @@ namespace {
 
 constexpr size_t kWorkspaceBytes = 64 << 20;
 
-// The functions that are used, by the names of the header.
-struct Library {
-  decltype(&cublasLtCreate) create = nullptr;
-  decltype(&cublasLtDestroy) destroy = nullptr;
-  decltype(&cublasLtMatmulDescCreate) desc_create = nullptr;
-  decltype(&cublasLtMatmulDescDestroy) desc_destroy = nullptr;
-  decltype(&cublasLtMatmulDescSetAttribute) desc_set = nullptr;
-  decltype(&cublasLtMatrixLayoutCreate) layout_create = nullptr;
-  decltype(&cublasLtMatrixLayoutDestroy) layout_destroy = nullptr;
-  decltype(&cublasLtMatmulPreferenceCreate) preference_create = nullptr;
-  decltype(&cublasLtMatmulPreferenceDestroy) preference_destroy = nullptr;
-  decltype(&cublasLtMatmulPreferenceSetAttribute) preference_set = nullptr;
-  decltype(&cublasLtMatmulAlgoGetHeuristic) heuristic = nullptr;
-  decltype(&cublasLtMatmul) matmul = nullptr;
-};
-
-absl::StatusOr<Library> Load() {
-  const std::string name = absl::StrCat("libcublasLt.so.", CUDART_VERSION / 1000);
-  void* handle = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL);
-  if (handle == nullptr) {
-    handle = dlopen(("/usr/local/cuda/lib64/" + name).c_str(), RTLD_NOW | RTLD_LOCAL);
-  }
-  if (handle == nullptr) return absl::UnavailableError(name + " is not on the library path");
-  Library lib;
-  bool complete = true;
-  const auto find = [&](auto& function, const char* name) {
-    function = reinterpret_cast<std::decay_t<decltype(function)>>(dlsym(handle, name));
-    complete = complete && function != nullptr;
-  };
-  find(lib.create, "cublasLtCreate");
-  find(lib.destroy, "cublasLtDestroy");
-  find(lib.desc_create, "cublasLtMatmulDescCreate");
-  find(lib.desc_destroy, "cublasLtMatmulDescDestroy");
-  find(lib.desc_set, "cublasLtMatmulDescSetAttribute");
-  find(lib.layout_create, "cublasLtMatrixLayoutCreate");
-  find(lib.layout_destroy, "cublasLtMatrixLayoutDestroy");
-  find(lib.preference_create, "cublasLtMatmulPreferenceCreate");
-  find(lib.preference_destroy, "cublasLtMatmulPreferenceDestroy");
-  find(lib.preference_set, "cublasLtMatmulPreferenceSetAttribute");
-  find(lib.heuristic, "cublasLtMatmulAlgoGetHeuristic");
-  find(lib.matmul, "cublasLtMatmul");
-  if (!complete) return absl::UnavailableError("cuBLASLt lacks a function");
-  return lib;
-}
-
 absl::Status Check(cublasStatus_t status, const char* what) {
   if (status == CUBLAS_STATUS_SUCCESS) return absl::OkStatus();
   return absl::UnimplementedError(absl::StrCat(what, ": cuBLASLt says ", static_cast<int>(status)));
@@ -66,7 +19,7 @@ absl::Status Check(cublasStatus_t status, const char* what) {
 
 class LtProduct : public BlasProduct {
  public:
-  explicit LtProduct(const Library& lib) : lib_(lib) {}
+  explicit LtProduct(const cuda::CublasLtLibrary& lib) : lib_(lib) {}
   ~LtProduct() override {
     for (cublasLtMatrixLayout_t layout : {w_, x_, out_}) {
       if (layout != nullptr) lib_.layout_destroy(layout);
@@ -133,7 +86,7 @@ class LtProduct : public BlasProduct {
 #endif
   }
 
-  const Library lib_;
+  const cuda::CublasLtLibrary lib_;
   cublasLtHandle_t handle_ = nullptr;
   cublasLtMatmulDesc_t desc_ = nullptr;
   cublasLtMatrixLayout_t w_ = nullptr;
@@ -148,9 +101,8 @@ class LtProduct : public BlasProduct {
 
 absl::StatusOr<std::unique_ptr<BlasProduct>> MakeBlasProduct(BlasKind kind, int64_t m, int64_t n,
                                                              int64_t k) {
-  static const absl::StatusOr<Library>* const kLibrary = new absl::StatusOr<Library>(Load());
-  RETURN_IF_ERROR(kLibrary->status());
-  auto product = std::make_unique<LtProduct>(**kLibrary);
+  ASSIGN_OR_RETURN(const cuda::CublasLtLibrary library, cuda::LoadCublasLt());
+  auto product = std::make_unique<LtProduct>(library);
   RETURN_IF_ERROR(product->Prepare(kind, m, n, k));
   return product;
 }

@@ -5,8 +5,9 @@
 #include <cmath>
 
 #include "bench/cuda_kernels.h"
-#include "cuda/cuda_error.h"
 #include "bench/model_shapes.h"
+#include "cuda/cuda_backend.h"
+#include "cuda/cuda_error.h"
 
 namespace jevons {
 namespace {
@@ -39,24 +40,17 @@ double SecondsSince(Clock::time_point begin) {
 
 absl::StatusOr<Backend*> CudaBench::backend() {
   if (backend_ == nullptr) {
-    ASSIGN_OR_RETURN(backend_, NewBackend(Launches::kInTurn));
-    ASSIGN_OR_RETURN(mark_, backend_->Allocate(16));
+    ASSIGN_OR_RETURN(backend_, CreateCudaBackend({.early_launches = false}));
   }
   return backend_.get();
 }
 
-absl::Status CudaBench::Wait() {
-  int32_t word = 0;
-  return backend_->Read(TensorView(&word, DType::kI32, {1}),
-                        TensorView(mark_->data(), DType::kI32, {1}));
-}
-
-absl::StatusOr<std::string> CudaBench::NoteOf(const TensorView& out) {
+absl::StatusOr<std::string> CudaBench::NoteOf(Backend& backend, const TensorView& out) {
   if (out.dtype != DType::kBF16 && out.dtype != DType::kF32) return std::string();
   const int64_t count = std::min<int64_t>(out.shape[out.rank - 1], 64);
   std::vector<float> host(count);
-  RETURN_IF_ERROR(backend_->Read(TensorView(host.data(), out.dtype, {count}),
-                                 TensorView(out.data, out.dtype, {count})));
+  RETURN_IF_ERROR(backend.Read(TensorView(host.data(), out.dtype, {count}),
+                               TensorView(out.data, out.dtype, {count})));
   const auto* halves = reinterpret_cast<const uint16_t*>(host.data());
   for (int64_t i = 0; i < count; ++i) {
     const float value = out.dtype == DType::kF32 ? host[i] : Bf16ToFloat(halves[i]);
@@ -67,8 +61,14 @@ absl::StatusOr<std::string> CudaBench::NoteOf(const TensorView& out) {
 
 absl::Status CudaBench::Measure(BenchRow row, int rotations, const TensorView& out,
                                 absl::FunctionRef<absl::Status(int)> op) {
+  ASSIGN_OR_RETURN(Backend * shared, backend());
+  return MeasureOn(*shared, std::move(row), rotations, out, op);
+}
+
+absl::Status CudaBench::MeasureOn(Backend& backend, BenchRow row, int rotations,
+                                  const TensorView& out, absl::FunctionRef<absl::Status(int)> op) {
   RETURN_IF_ERROR(op(0));
-  RETURN_IF_ERROR(Wait());
+  RETURN_IF_ERROR(backend.Wait());
   const CudaCeilings& limit = report_.ceilings();
   double seconds = kLeastSeconds;
   if (limit.read > 0) seconds = std::max(seconds, row.bytes / limit.read);
@@ -77,27 +77,27 @@ absl::Status CudaBench::Measure(BenchRow row, int rotations, const TensorView& o
   const int calls = std::clamp(wanted, 1, kMostCalls) + rotations - 1;
   const int64_t key = next_key_++;
   const auto run = [&] {
-    return backend_->RunStep(key, [&]() -> absl::Status {
+    return backend.RunStep(key, [&]() -> absl::Status {
       for (int i = 0; i < calls; ++i) RETURN_IF_ERROR(op(i % rotations));
       return absl::OkStatus();
     });
   };
   for (int i = 0; i < 2; ++i) RETURN_IF_ERROR(run());  // once as it is, once recorded
-  RETURN_IF_ERROR(Wait());
+  RETURN_IF_ERROR(backend.Wait());
   auto begin = Clock::now();
   RETURN_IF_ERROR(run());
-  RETURN_IF_ERROR(Wait());
+  RETURN_IF_ERROR(backend.Wait());
   const double one = SecondsSince(begin);
   const int replays = options_.tiny ? 1 : std::max(1, static_cast<int>(kSampleSeconds / one));
   std::vector<double> samples;
   for (int i = 0; i < (options_.tiny ? 1 : options_.quick ? 3 : 7); ++i) {
     begin = Clock::now();
     for (int j = 0; j < replays; ++j) RETURN_IF_ERROR(run());
-    RETURN_IF_ERROR(Wait());
+    RETURN_IF_ERROR(backend.Wait());
     samples.push_back(SecondsSince(begin) / (double{1} * replays * calls));
   }
   row.time = Summarize(std::move(samples));
-  ASSIGN_OR_RETURN(const std::string note, NoteOf(out));
+  ASSIGN_OR_RETURN(const std::string note, NoteOf(backend, out));
   if (!note.empty()) row.note = row.note.empty() ? note : note + ", " + row.note;
   report_.Add(row);
   return absl::OkStatus();

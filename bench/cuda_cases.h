@@ -21,23 +21,15 @@ struct CudaBenchOptions {
   absl::Time deadline = absl::InfiniteFuture();
 };
 
-// How the kernels of a step begin (CudaBackendOptions::early_launches).
-enum class Launches { kEarly, kInTurn };
-
 // What a case is given. Used by one thread at a time.
 class CudaBench {
  public:
-  CudaBench(const CudaBenchOptions& options, CudaReport& report,
-            std::function<absl::StatusOr<std::unique_ptr<Backend>>(Launches)> make_backend)
-      : options_(options), report_(report), make_backend_(std::move(make_backend)) {}
+  CudaBench(const CudaBenchOptions& options, CudaReport& report)
+      : options_(options), report_(report) {}
 
   const CudaBenchOptions& options() const { return options_; }
   CudaReport& report() { return report_; }
   bool TimeIsUp() const { return absl::Now() > options_.deadline; }
-  // A CUDA backend that records steps, for a case that wants one of its own.
-  absl::StatusOr<std::unique_ptr<Backend>> NewBackend(Launches launches) const {
-    return make_backend_(launches);
-  }
   // The one that the cases of single ops share. Its kernels begin in turn, so that a time is that of
   // one kernel.
   absl::StatusOr<Backend*> backend();
@@ -48,16 +40,16 @@ class CudaBench {
   // writes; a first row that is not finite is noted.
   absl::Status Measure(BenchRow row, int rotations, const TensorView& out,
                        absl::FunctionRef<absl::Status(int)> op);
+  // The same of ops of another backend of the device.
+  absl::Status MeasureOn(Backend& backend, BenchRow row, int rotations, const TensorView& out,
+                         absl::FunctionRef<absl::Status(int)> op);
 
  private:
-  absl::Status Wait();
-  absl::StatusOr<std::string> NoteOf(const TensorView& out);
+  absl::StatusOr<std::string> NoteOf(Backend& backend, const TensorView& out);
 
   const CudaBenchOptions options_;
   CudaReport& report_;
-  std::function<absl::StatusOr<std::unique_ptr<Backend>>(Launches)> make_backend_;
   std::unique_ptr<Backend> backend_;
-  std::unique_ptr<Buffer> mark_;  // read to wait
   int64_t next_key_ = 0;
 };
 
@@ -92,14 +84,20 @@ struct CudaCase {
   std::function<absl::Status(CudaBench&)> run;
 };
 
+// Rows from which cuBLASLt is held against our kernel.
+inline int32_t FewestCublasLtRows(const CudaBenchOptions& options) {
+  return options.tiny ? 1 : 256;
+}
+
 // DeepSeek-V2-Lite's and V3's published dimensions; tiny ones with the same parts.
 ModelConfig V2LiteConfig(bool tiny);
 ModelConfig V3Config(bool tiny);
 
-std::vector<CudaCase> RowCases();     // norms, rope, embedding, cache entries
-std::vector<CudaCase> LinearCases();  // dense products
-std::vector<CudaCase> MoeCases();     // router to combine
-std::vector<CudaCase> MlaCases();     // attention
-std::vector<CudaCase> ModelCases();   // whole steps
+std::vector<CudaCase> RowCases();       // norms, rope, embedding, cache entries
+std::vector<CudaCase> LinearCases();    // dense products
+std::vector<CudaCase> CublasLtCases();  // the same of many rows by ours and by cuBLASLt
+std::vector<CudaCase> MoeCases();       // router to combine
+std::vector<CudaCase> MlaCases();       // attention
+std::vector<CudaCase> ModelCases();     // whole steps
 
 }  // namespace jevons

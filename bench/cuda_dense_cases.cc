@@ -4,6 +4,7 @@
 #include "absl/strings/str_cat.h"
 #include "bench/cuda_cases.h"
 #include "bench/cuda_random_backend.h"
+#include "cuda/cuda_backend.h"
 #include "ops/cost.h"
 
 namespace jevons {
@@ -193,10 +194,17 @@ std::vector<LinearShape> Shapes(const ModelConfig& c) {
   return out;
 }
 
-absl::Status MeasureProduct(CudaBench& bench, const std::string& name, const LinearShape& shape,
-                            const std::vector<std::unique_ptr<Weight>>& weights, bool fp8,
-                            int64_t batch) {
-  ASSIGN_OR_RETURN(Backend * backend, bench.backend());
+struct ProductRun {
+  std::string name;
+  Backend* backend = nullptr;
+  int64_t batch = 0;
+  bool fp8 = false;
+};
+
+absl::Status MeasureProduct(CudaBench& bench, const ProductRun& run, const LinearShape& shape,
+                            const std::vector<std::unique_ptr<Weight>>& weights) {
+  Backend* const backend = run.backend;
+  const int64_t batch = run.batch;
   CudaTensors t(*backend);
   const bool heads = shape.product == Product::kHeads;
   const bool gated = shape.product == Product::kGatedUp;
@@ -209,18 +217,18 @@ absl::Status MeasureProduct(CudaBench& bench, const std::string& name, const Lin
   ASSIGN_OR_RETURN(x, t.Random(DType::kBF16, {batch, shape.groups * shape.k}));
   ASSIGN_OR_RETURN(out, t.Unset(type, {batch, shape.groups * n}));
   BenchRow row;
-  row.name = absl::StrCat(name, "/", shape.name, "_b", batch);
+  row.name = run.name;
   row.bytes = static_cast<double>(weights[0]->bytes() + 2 * x.num_elements() +
                                   DTypeBytes(type) * out.num_elements());
   row.flops = 2.0 * static_cast<double>(batch * shape.groups * shape.n * shape.k);
-  row.fp8 = fp8;
-  if (batch == 1 && !fp8) {
+  row.fp8 = run.fp8;
+  if (batch == 1 && !run.fp8) {
     row.peer_us = shape.peer_b1_us;
     row.peer = shape.peer;
   }
   const TensorView x_heads = x.SplitLast(shape.k);
   const TensorView out_heads = out.SplitLast(n);
-  return bench.Measure(row, static_cast<int>(weights.size()), out, [&](int i) -> absl::Status {
+  const auto op = [&](int i) -> absl::Status {
     const Weight* weight = weights[i].get();
     if (heads) return backend->HeadLinear({.x = x_heads, .weight = weight, .out = out_heads});
     if (!gated) return backend->Linear({.x = x, .weight = weight, .bias = {}, .out = out});
@@ -229,12 +237,18 @@ absl::Status MeasureProduct(CudaBench& bench, const std::string& name, const Lin
     args.weight = weight;
     args.out = out;
     return backend->GatedUp(args);
-  });
+  };
+  return bench.MeasureOn(*backend, row, static_cast<int>(weights.size()), out, op);
+}
+
+std::string RowName(const std::string& name, const LinearShape& shape, int64_t batch) {
+  return absl::StrCat(name, "/", shape.name, "_b", batch);
 }
 
 absl::Status RunLinear(CudaBench& bench, const std::string& name, const ModelConfig& c,
                        DType dtype) {
   const bool fp8 = dtype == DType::kF8E4M3;
+  ASSIGN_OR_RETURN(Backend * backend, bench.backend());
   for (const LinearShape& shape : Shapes(c)) {
     if (fp8 && !shape.has_fp8) continue;
     const WeightUse use =
@@ -244,7 +258,38 @@ absl::Status RunLinear(CudaBench& bench, const std::string& name, const ModelCon
     for (int64_t batch : Batches(bench, {1, 8, 64, 256, 4096})) {
       if (bench.TimeIsUp()) return absl::OkStatus();
       if (batch > 256 && std::string(shape.name) == "head") continue;
-      RETURN_IF_ERROR(MeasureProduct(bench, name, shape, weights, fp8, batch));
+      RETURN_IF_ERROR(MeasureProduct(bench, {RowName(name, shape, batch), backend, batch, fp8},
+                                     shape, weights));
+    }
+  }
+  return absl::OkStatus();
+}
+
+// Those that --cublaslt-rows would give to cuBLASLt, by our kernel and by it: with what it takes to
+// unpack the weight.
+absl::Status RunCublasLt(CudaBench& bench, const std::string& name, const ModelConfig& c) {
+  const int64_t fewest = FewestCublasLtRows(bench.options());
+  const auto made =
+      CreateCudaBackend({.early_launches = false, .cublaslt_rows = static_cast<int32_t>(fewest)});
+  if (absl::IsUnavailable(made.status()) || absl::IsUnimplemented(made.status())) {
+    bench.report().Text(name, absl::StrCat("left out: ", made.status().message()));
+    return absl::OkStatus();
+  }
+  RETURN_IF_ERROR(made.status());
+  ASSIGN_OR_RETURN(Backend * ours, bench.backend());
+  for (const LinearShape& shape : Shapes(c)) {
+    // Neither a router nor a head meets so many rows in a product of its own.
+    const std::string kind = shape.name;
+    if (shape.product != Product::kLinear || kind == "router" || kind == "head") continue;
+    ASSIGN_OR_RETURN(const auto weights, ColdWeights(bench, shape.groups, shape.n, shape.k,
+                                                     DType::kBF16, WeightUse::kPlain));
+    for (int64_t batch : Batches(bench, {fewest, 512, 1024, 2048, 4096, 8192})) {
+      for (Backend* backend : {ours, made->get()}) {
+        if (bench.TimeIsUp()) return absl::OkStatus();
+        const std::string row =
+            RowName(name, shape, batch) + (backend == ours ? "_ours" : "_cublaslt");
+        RETURN_IF_ERROR(MeasureProduct(bench, {row, backend, batch}, shape, weights));
+      }
     }
   }
   return absl::OkStatus();
@@ -272,6 +317,19 @@ std::vector<CudaCase> LinearCases() {
              return RunLinear(b, name, v3 ? V3Config(tiny) : V2LiteConfig(tiny), dtype);
            }});
     }
+  }
+  return out;
+}
+
+std::vector<CudaCase> CublasLtCases() {
+  std::vector<CudaCase> out;
+  for (const bool v3 : {false, true}) {
+    const std::string name = absl::StrCat(v3 ? "v3" : "v2lite", "/cublaslt_bf16");
+    out.push_back({name, "dense products, rows 256 to 8192, by our kernel and by cuBLASLt",
+                   [=](CudaBench& b) {
+                     const bool tiny = b.options().tiny;
+                     return RunCublasLt(b, name, v3 ? V3Config(tiny) : V2LiteConfig(tiny));
+                   }});
   }
   return out;
 }

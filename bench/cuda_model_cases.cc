@@ -3,7 +3,8 @@
 // A step is everything from token ids to the chosen tokens on the host: the step's arrays, the
 // layers, the head, sampling (greedy). "step" waits for the tokens of each step, "queue" once after
 // ten steps: what the device alone needs. "in_turn" is the same with each kernel after the end of the
-// one in front: what early launches bring.
+// one in front: what early launches bring. "cublaslt" has the dense products of prompts from
+// cuBLASLt: what it costs that a row does not depend on the step.
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -13,6 +14,7 @@
 #include "absl/strings/str_format.h"
 #include "bench/cuda_cases.h"
 #include "bench/cuda_random_backend.h"
+#include "cuda/cuda_backend.h"
 #include "model/model_runner.h"
 #include "scheduler/block_manager.h"
 
@@ -25,6 +27,13 @@ using Mode = RandomBackend::Mode;
 constexpr double kSecondsPerCase = 1.5;
 constexpr int kMostSteps = 200;
 
+enum class Variant { kPlain, kInTurn, kCublasLt };
+
+CudaBackendOptions OptionsOf(Variant variant, const CudaBenchOptions& bench) {
+  return {.early_launches = variant != Variant::kInTurn,
+          .cublaslt_rows = variant == Variant::kCublasLt ? FewestCublasLtRows(bench) : 0};
+}
+
 struct StepShape {
   const char* kind;
   int64_t num_seqs;
@@ -34,11 +43,11 @@ struct StepShape {
 
 class ModelBench {
  public:
-  ModelBench(CudaBench& bench, std::string name, bool fp8, Launches launches)
+  ModelBench(CudaBench& bench, std::string name, bool fp8, Variant variant)
       : bench_(bench),
         name_(std::move(name)),
         fp8_(fp8),
-        launches_(launches),
+        variant_(variant),
         config_(V2LiteConfig(bench.options().tiny)) {}
 
   absl::Status Run() {
@@ -47,9 +56,9 @@ class ModelBench {
                                      {"prefill", 1, 512, 512},  {"prefill", 1, 4096, 4096},
                                      {"prefill", 1, 8192, 8192}};
     if (bench_.options().tiny) shapes = {{"decode", 1, 1, 70}, {"prefill", 1, 9, 9}};
-    if (launches_ == Launches::kInTurn) {
-      std::erase_if(shapes, [](const StepShape& s) { return s.num_tokens > 1; });
-    }
+    std::erase_if(shapes, [this](const StepShape& s) {
+      return variant_ == (s.num_tokens > 1 ? Variant::kInTurn : Variant::kCublasLt);
+    });
     RETURN_IF_ERROR(Load(shapes));
     for (const StepShape& shape : shapes) {
       if (bench_.TimeIsUp()) return absl::OkStatus();
@@ -68,7 +77,7 @@ class ModelBench {
       max_blocks = std::max(max_blocks, s.num_seqs * BlocksFor(s.context));
     }
     const auto begin = Clock::now();
-    ASSIGN_OR_RETURN(auto inner, bench_.NewBackend(launches_));
+    ASSIGN_OR_RETURN(auto inner, CreateCudaBackend(OptionsOf(variant_, bench_.options())));
     backend_ = std::make_unique<RandomBackend>(std::move(inner));
     const ShapeCheckpoint checkpoint(config_, fp8_ ? DType::kF8E4M3 : DType::kBF16);
     ASSIGN_OR_RETURN(ModelWeights weights, LoadModelWeights(config_, checkpoint, *backend_));
@@ -136,7 +145,7 @@ class ModelBench {
     const bool finite = std::isfinite(logprob_);
     for (const Mode mode : {Mode::kGraphs, Mode::kDirect}) {
       if (bench_.TimeIsUp()) return absl::OkStatus();
-      if (mode == Mode::kDirect && launches_ == Launches::kInTurn) continue;
+      if (mode == Mode::kDirect && variant_ != Variant::kPlain) continue;
       backend_->set_mode(mode);
       for (int i = 0; i < 3; ++i) RETURN_IF_ERROR(Step());
       for (const bool wait : {true, false}) {
@@ -201,7 +210,7 @@ class ModelBench {
   CudaBench& bench_;
   const std::string name_;
   const bool fp8_;
-  const Launches launches_;
+  const Variant variant_;
   const ModelConfig config_;
   std::unique_ptr<RandomBackend> backend_;
   std::unique_ptr<ModelRunner> runner_;
@@ -220,12 +229,17 @@ std::vector<CudaCase> ModelCases() {
   for (const bool fp8 : {false, true}) {
     const std::string name = absl::StrCat("v2lite/model_", fp8 ? "fp8" : "bf16");
     out.push_back({name, "whole steps, 27 layers, with and without graphs",
-                   [=](CudaBench& b) { return ModelBench(b, name, fp8, Launches::kEarly).Run(); }});
+                   [=](CudaBench& b) { return ModelBench(b, name, fp8, Variant::kPlain).Run(); }});
     const std::string in_turn = name + "_in_turn";
     out.push_back({in_turn, "steps of decode without early launches", [=](CudaBench& b) {
-                     return ModelBench(b, in_turn, fp8, Launches::kInTurn).Run();
+                     return ModelBench(b, in_turn, fp8, Variant::kInTurn).Run();
                    }});
   }
+  // FP8 weights stay with our kernel.
+  const std::string cublaslt = "v2lite/model_bf16_cublaslt";
+  out.push_back({cublaslt, "prompts with dense products by cuBLASLt", [=](CudaBench& b) {
+                   return ModelBench(b, cublaslt, false, Variant::kCublasLt).Run();
+                 }});
   return out;
 }
 

@@ -28,6 +28,8 @@ if(NOT JEVONS_CUDA STREQUAL "OFF")
     set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION "-std=c++20")
     set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION "-std=c++20")
     find_package(CUDAToolkit 12.4 REQUIRED)
+    # Not in every toolkit. Without it --cublaslt-rows is refused.
+    find_file(JEVONS_CUBLASLT_HEADER cublasLt.h HINTS ${CUDAToolkit_INCLUDE_DIRS})
     message(STATUS "CUDA: ${CMAKE_CUDA_COMPILER} ${CMAKE_CUDA_COMPILER_VERSION}")
     set(JEVONS_CUDA ON)
     return()

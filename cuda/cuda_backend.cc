@@ -60,10 +60,17 @@ absl::StatusOr<std::unique_ptr<CudaBackend>> CudaBackend::Create(
   std::string description = absl::StrFormat(
       "cuda (%s, sm_%d%d, %d multiprocessors, %.1f GB)", properties.name, properties.major,
       properties.minor, facts.num_sms, static_cast<double>(properties.totalGlobalMem) / 1e9);
+  if (options.cublaslt_rows > 0) {
+    absl::StrAppend(&description, ", cuBLASLt from ", options.cublaslt_rows, " rows");
+  }
   cudaStream_t stream = nullptr;
   RETURN_IF_ERROR(ToStatus(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "stream"));
-  return std::unique_ptr<CudaBackend>(
-      new CudaBackend(options, facts, std::move(description), stream));
+  auto backend =
+      std::unique_ptr<CudaBackend>(new CudaBackend(options, facts, std::move(description), stream));
+  if (options.cublaslt_rows > 0) {
+    ASSIGN_OR_RETURN(backend->cublaslt_, CreateCublasLt());
+  }
+  return backend;
 }
 
 CudaBackend::~CudaBackend() {

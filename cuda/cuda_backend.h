@@ -16,6 +16,9 @@ struct CudaBackendOptions {
   // From sm_90 on a kernel of a step begins, and asks for its weights, before the one in front has
   // ended. The results are the same. Not where others put kernels into the queue.
   bool early_launches = true;
+  // cuBLASLt for the dense products of Linear with at least so many rows and a weight kept in bf16, 0:
+  // for none. A row's bits then depend on the number of rows beside it.
+  int32_t cublaslt_rows = 0;
 };
 
 // Devices that a driver offers; 0 without one.
@@ -26,7 +29,8 @@ absl::StatusOr<std::string> CudaDeviceArch(int32_t device);
 
 // The device is the calling thread's from now on. NOT_FOUND without such a device; FAILED_PRECONDITION
 // where it is older than sm_80 or gives a block less than 160 KiB of shared memory; UNIMPLEMENTED
-// in a build without CUDA.
+// in a build without CUDA, or without cuBLASLt where the options want it; UNAVAILABLE where it is not
+// on this machine.
 absl::StatusOr<std::unique_ptr<Backend>> CreateCudaBackend(const CudaBackendOptions& options);
 
 // A device as its data sheet has it, for plans that are made without one.
@@ -42,6 +46,7 @@ absl::StatusOr<CudaDeviceSpec> FindCudaDeviceSpec(std::string_view name);
 
 // Takes no memory and computes nothing: AvailableBytes is what the backend would have left on such a
 // device, and may be below 0. UNIMPLEMENTED in a build without CUDA.
-absl::StatusOr<std::unique_ptr<Backend>> CreateCudaPlanner(const CudaDeviceSpec& device);
+absl::StatusOr<std::unique_ptr<Backend>> CreateCudaPlanner(const CudaDeviceSpec& device,
+                                                           const CudaBackendOptions& options = {});
 
 }  // namespace jevons

@@ -6,6 +6,7 @@
 #include <memory>
 #include <string>
 
+#include "cuda/cublaslt.h"
 #include "cuda/cuda_backend.h"
 #include "cuda/cuda_weight.h"
 #include "cuda/device_facts.h"
@@ -78,6 +79,9 @@ class CudaBackend : public Backend {
               cudaStream_t stream)
       : options_(options), facts_(facts), description_(std::move(description)), stream_(stream) {}
 
+  // Queues the product where it is for cuBLASLt; false: it is for our kernel.
+  absl::StatusOr<bool> MultiplyByLibrary(const GemmParams& params);
+
   // Scratch of at least `bytes`, kept between calls. FAILED_PRECONDITION where it would have to grow
   // while a step is recorded.
   absl::Status Reserve(std::unique_ptr<DeviceBuffer>& scratch, int64_t bytes);
@@ -113,6 +117,7 @@ class CudaBackend : public Backend {
   std::unique_ptr<DeviceBuffer> block_counter_;  // blocks that are done; 0 between launches
   std::unique_ptr<DeviceBuffer> router_scratch_;
   std::unique_ptr<DeviceBuffer> raw_rows_;
+  std::unique_ptr<CublasLt> cublaslt_;  // null where options_.cublaslt_rows is 0
   GraphCache graphs_;
   bool in_step_ = false;  // whose kernels may begin early
   bool follows_kernel_of_step_ = false;

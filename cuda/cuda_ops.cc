@@ -75,7 +75,18 @@ absl::Status CudaBackend::Linear(const LinearArgs& args) {
   ASSIGN_OR_RETURN(const CudaWeight* weight, OwnWeight("Linear", args.weight, WeightUse::kPlain));
   GemmParams p = Product(*weight, args.x, args.out);
   p.bias = args.bias.ptr<float>();
+  ASSIGN_OR_RETURN(const bool queued, MultiplyByLibrary(p));
+  if (queued) return absl::OkStatus();
   return Launched(LaunchGemm(p, LaunchFacts(), stream_), "Linear", args.out);
+}
+
+absl::StatusOr<bool> CudaBackend::MultiplyByLibrary(const GemmParams& params) {
+  const int32_t rows = ChooseUnpackedRows(params, options_.cublaslt_rows, kUnpackedBytes);
+  if (rows == 0) return false;
+  ASSIGN_OR_RETURN(const bool queued, cublaslt_->Multiply(params, rows, stream_));
+  // Its kernels wait for what is in front of them in the plain way, and so does the one behind.
+  if (queued) follows_kernel_of_step_ = false;
+  return queued;
 }
 
 absl::Status CudaBackend::LinearAndNorm(const LinearAndNormArgs& args) {

@@ -2,6 +2,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/strings.h"
+#include "cuda/cublaslt.h"
 #include "cuda/cuda_backend.h"
 #include "cuda/cuda_backend_impl.h"
 #include "cuda/cuda_weight.h"
@@ -40,10 +41,11 @@ class PlannedWeight : public Weight {
 
 class CudaPlanner : public Backend {
  public:
-  explicit CudaPlanner(const CudaDeviceSpec& device)
+  CudaPlanner(const CudaDeviceSpec& device, const CudaBackendOptions& options)
       : spec_(device),
         facts_({.sm = device.sm, .num_sms = device.num_sms}),
-        available_(device.memory_bytes - PackScratchBytes()) {}
+        available_(device.memory_bytes - PackScratchBytes() -
+                   (options.cublaslt_rows > 0 ? kCublasLtBytes : 0)) {}
 
   std::string Description() const override {
     return absl::StrCat("plan for cuda (", ToAbsl(spec_.name), ")");
@@ -125,8 +127,9 @@ class CudaPlanner : public Backend {
 }  // namespace
 }  // namespace cuda
 
-absl::StatusOr<std::unique_ptr<Backend>> CreateCudaPlanner(const CudaDeviceSpec& device) {
-  return std::make_unique<cuda::CudaPlanner>(device);
+absl::StatusOr<std::unique_ptr<Backend>> CreateCudaPlanner(const CudaDeviceSpec& device,
+                                                           const CudaBackendOptions& options) {
+  return std::make_unique<cuda::CudaPlanner>(device, options);
 }
 
 }  // namespace jevons

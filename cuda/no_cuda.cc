@@ -19,7 +19,8 @@ absl::StatusOr<std::unique_ptr<Backend>> CreateCudaBackend(const CudaBackendOpti
   return NoCuda();
 }
 
-absl::StatusOr<std::unique_ptr<Backend>> CreateCudaPlanner(const CudaDeviceSpec& device) {
+absl::StatusOr<std::unique_ptr<Backend>> CreateCudaPlanner(const CudaDeviceSpec& device,
+                                                           const CudaBackendOptions& options) {
   return NoCuda();
 }
 

@@ -1,4 +1,4 @@
-// Weights as a checkpoint has them, on their way into the layout of gemm_layout.h.
+// Weights as a checkpoint has them, on their way into the layout of gemm_layout.h, and back as rows.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -40,5 +40,21 @@ constexpr bool PackKeepsE4m3(const PackedLayout& layout, int32_t row_offset) {
 // Queues one kernel; no rows is a success. cudaErrorInvalidValue where the layout is kE4m3 and the
 // part is not, or PackKeepsE4m3 does not hold.
 cudaError_t LaunchPack(const PackParams& params, cudaStream_t stream);
+
+// What    out[i] = packed row first_row + i of one group, for a library that reads rows
+// Shapes  layout kBf16 in plain order; values: those of the group, 16-byte aligned; first_row and rows:
+//         whole strips of the padded rows; out bf16 [rows, PaddedColumns], 16-byte aligned
+// Edge    rows past n and columns past k are the zeros that they are in the packed form
+struct UnpackParams {
+  PackedLayout layout;
+  const void* values = nullptr;
+  int32_t first_row = 0;
+  int32_t rows = 0;
+  void* out = nullptr;
+};
+
+// Queues one kernel; no rows is a success. cudaErrorInvalidValue for another layout, and for rows that
+// are no whole strips.
+cudaError_t LaunchUnpack(const UnpackParams& params, cudaStream_t stream);
 
 }  // namespace jevons::cuda

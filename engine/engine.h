@@ -62,6 +62,9 @@ struct EngineOptions {
   ExchangeOverlap exchange_overlap = ExchangeOverlap::kShared;
   ExchangePrecision exchange_precision = ExchangePrecision::kExact;
   ExchangeBy exchange_by = ExchangeBy::kCalls;  // of ranks on GPUs
+  // Steps of at least so many tokens have their dense products from cuBLASLt, on a GPU and where the
+  // weight is bf16, [0, 65536]; 0: none. The same request may then give other bytes beside others.
+  int32_t cublaslt_rows = 0;
 };
 
 // The numbers of a rank, or of a group: sums, and the largest where that makes more sense.

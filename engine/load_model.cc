@@ -26,6 +26,11 @@ absl::Status CheckRange(absl::string_view flag, int64_t value, int64_t low, int6
       absl::StrCat(flag, " must be in [", low, ", ", high, "], given ", value));
 }
 
+absl::Status NoCublasLt(const EngineOptions& options, absl::string_view backend) {
+  return absl::InvalidArgumentError(absl::StrCat("cublaslt-rows ", options.cublaslt_rows,
+                                                 " needs backend cuda, given ", backend));
+}
+
 // Bytes of the KV cache where the user named none; weights are loaded already.
 int64_t AffordableKvBytes(const LoadedModel& model, const ModelRunnerOptions& runner,
                           int64_t moving_bytes) {
@@ -138,6 +143,7 @@ absl::Status Load(const Checkpoint& checkpoint, absl::Duration patience, LoadedM
   if (out.in_group() && out.options.balance_interval_steps > 0) {
     EngineOptions beside = out.options;
     beside.num_threads = 1;
+    beside.cublaslt_rows = 0;
     ASSIGN_OR_RETURN(out.packer, MakeBackend(beside));
   }
   return absl::OkStatus();
@@ -154,6 +160,7 @@ int32_t LoadedModel::num_expert_slots() const {
 }
 
 absl::Status CheckOptions(const EngineOptions& o) {
+  if (o.cublaslt_rows > 0 && o.backend == BackendKind::kCpu) return NoCublasLt(o, "cpu");
   if (o.rank_transport == RankTransport::kNccl && o.backend == BackendKind::kCpu) {
     return absl::InvalidArgumentError("transport nccl joins GPUs, given backend cpu");
   }
@@ -178,6 +185,7 @@ absl::Status CheckOptions(const EngineOptions& o) {
   RETURN_IF_ERROR(CheckRange("kv-cache-tokens", o.kv_cache_tokens, 0, kMax));
   RETURN_IF_ERROR(CheckRange("max-queued-requests", o.max_queued_requests, 1, 1'000'000));
   RETURN_IF_ERROR(CheckRange("ranks", o.num_ranks, 1, 256));
+  RETURN_IF_ERROR(CheckRange("cublaslt-rows", o.cublaslt_rows, 0, 65536));
   RETURN_IF_ERROR(CheckRange("balance-interval-steps", o.balance_interval_steps, 0, kMax));
   return CheckRange("redundant-experts", o.num_redundant_experts, 0, 65536);
 }
@@ -281,8 +289,11 @@ absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(const EngineOptions& option
   if (cuda) {
     // The exchanges of a group put kernels of their own between those of a step.
     const bool alone = options.rank_transport == RankTransport::kThreads;
-    return CreateCudaBackend({.device = options.device, .early_launches = alone});
+    return CreateCudaBackend({.device = options.device,
+                              .early_launches = alone,
+                              .cublaslt_rows = options.cublaslt_rows});
   }
+  if (options.cublaslt_rows > 0) return NoCublasLt(options, "auto, which is cpu here");
   ASSIGN_OR_RETURN(const CpuTarget target, ParseCpuTarget(options.cpu_target));
   return CreateCpuBackend({.num_threads = options.num_threads, .target = target});
 }

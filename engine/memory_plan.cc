@@ -91,7 +91,8 @@ struct ModelBytes {
 // What a model of the config takes; without layers of the KV cache.
 absl::StatusOr<ModelBytes> Measure(const ModelConfig& config, const EngineOptions& options,
                                    const CudaDeviceSpec& device) {
-  ASSIGN_OR_RETURN(const std::unique_ptr<Backend> planner, CreateCudaPlanner(device));
+  ASSIGN_OR_RETURN(const std::unique_ptr<Backend> planner,
+                   CreateCudaPlanner(device, {.cublaslt_rows = options.cublaslt_rows}));
   ASSIGN_OR_RETURN(const DType kv_dtype, FindKvDType(options.kv_cache, planner->traits()));
   PlannedRank rank(options.num_ranks);
   RankGroup group;

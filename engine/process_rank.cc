@@ -95,6 +95,7 @@ absl::StatusOr<std::vector<GroupFact>> GroupFacts(const EngineOptions& options) 
       {"--overlap-exchange", std::string(ExchangeOverlapName(options.exchange_overlap))},
       {"--exchange-precision", std::string(ExchangePrecisionName(options.exchange_precision))},
       {"--exchange-by", std::string(ExchangeByName(options.exchange_by))},
+      {"--cublaslt-rows", absl::StrCat(options.cublaslt_rows)},
       {"--balance-interval-steps", absl::StrCat(options.balance_interval_steps)}};
 }
 

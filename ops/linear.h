@@ -10,8 +10,8 @@ namespace jevons {
 // Shapes  x [num_tokens, k] f32, row stride free; out [num_tokens, n] f32, row stride free;
 //         bias [n] f32 or absent
 // Edge    num_tokens = 0 writes nothing; NaN or Inf in a row stays in that row
-// Order   the sum over k of one output has an order that depends on k alone: bitwise equal for any
-//         num_tokens, any row position and any number of threads
+// Order   the sum over k of one output has an order that depends on k alone, unless a backend is told
+//         otherwise: bitwise equal for any num_tokens, row position and number of threads
 // Error   |err| <= kLinearTolerance * sum_k |w x| against fp64, kLinearBf16Tolerance where x is
 //         bf16; and half a step of out's type
 struct LinearArgs {

@@ -71,6 +71,15 @@ void AddKvCacheDType(CLI::App& cmd, EngineOptions& engine) {
       ->default_str("auto");
 }
 
+void AddCublasLtRows(CLI::App& cmd, EngineOptions& engine) {
+  cmd.add_option("--cublaslt-rows", engine.cublaslt_rows,
+                 "With --backend cuda: dense products of steps with at least so many tokens by "
+                 "cuBLASLt, where the weights are bf16; 0: none. It gives up that the same request "
+                 "gives the same tokens: they may then depend on what else is in the step")
+      ->check(InRange<int64_t>(0, 65536))
+      ->capture_default_str();
+}
+
 int Fail(const absl::Status& status) {
   std::fprintf(stderr, "error: %s\n", std::string(status.message()).c_str());
   return kExitError;

@@ -5,6 +5,7 @@
 
 #include "base/random.h"
 #include "engine/engine_group.h"
+#include "tests/cuda_emu/cublaslt_plan.h"
 #include "tests/cuda_emu/nccl_plan.h"
 #include "tests/cuda_emu/tests/emu_test.h"
 #include "tests/support/engine_run.h"
@@ -108,6 +109,23 @@ TEST_F(DeviceRanksTest, GiveTheBytesOfOneRank) {
     group->Drain(absl::Seconds(30));
     EXPECT_TRUE(group->failure().ok()) << group->failure();
   }
+}
+
+// Its products are beside exchanges in recorded steps. What packs experts that move has no use for it.
+TEST_F(DeviceRanksTest, EachRankHasACublasLtOfItsOwn) {
+  emu::ResetCublasLt();
+  EngineOptions options = Options(2);
+  options.cublaslt_rows = 4;
+  {
+    const auto group = Start(options);
+    EXPECT_EQ(emu::OutstandingCublasLt(), 2);
+    EXPECT_GT(emu::NumCublasLtProducts(), 0);
+    for (const Outcome& outcome : RunTogether(*group, MakeRequests(3, 3))) {
+      EXPECT_TRUE(outcome.end.error.ok()) << outcome.end.error;
+      EXPECT_EQ(outcome.ids.size(), 3);
+    }
+  }
+  EXPECT_EQ(emu::OutstandingCublasLt(), 0);
 }
 
 TEST_F(DeviceRanksTest, ExpertsMoveUnderwayAndTheBytesStay) {

@@ -40,8 +40,8 @@ TEST_F(GenerateRanksTest, OverNcclGivesTheBytesOfOneRank) {
 }
 
 TEST_F(GenerateRanksTest, WhatCannotBeIsRefused) {
-  const auto error = [&](const std::vector<std::string>& flags) {
-    const ProcessResult result = Run(flags, 1);
+  const auto error = [&](const std::vector<std::string>& flags, int num_devices = 1) {
+    const ProcessResult result = Run(flags, num_devices);
     EXPECT_NE(result.exit_code, 0);
     return result.err;
   };
@@ -63,24 +63,40 @@ TEST_F(GenerateRanksTest, WhatCannotBeIsRefused) {
       HasSubstr("--device 0 is of one process, and this one starts 2 ranks"));
   EXPECT_THAT(error({"--ranks", "2", "--transport", "nccl", "--rank", "1"}),
               HasSubstr("--rank and --leader need --transport processes"));
+  EXPECT_THAT(error({"--backend", "cpu", "--cublaslt-rows", "8"}),
+              HasSubstr("cublaslt-rows 8 needs backend cuda, given cpu"));
+  EXPECT_THAT(error({"--cublaslt-rows", "8"}, 0),
+              HasSubstr("cublaslt-rows 8 needs backend cuda, given auto, which is cpu here"));
+  EXPECT_THAT(error({"--backend", "cuda", "--cublaslt-rows", "65537"}),
+              HasSubstr("must be in [0, 65536], given 65537"));
 }
 
 // They hear of it before they exchange anything.
 TEST_F(GenerateRanksTest, RanksOfUnlikeBackendsRefuseEachOtherByName) {
-  const std::string leader = FreeAddress();
-  const auto run = [&](const char* rank, const char* backend) {
-    return Run({"--transport", "processes", "--ranks", "2", "--rank", rank, "--leader", leader,
-                "--backend", backend, "--join-seconds", "3"},
-               1);
+  struct Pair {
+    std::vector<std::string> first, second;
+    std::string text;
   };
-  ProcessResult first;
-  std::thread leads([&] { first = run("0", "cuda"); });
-  const ProcessResult second = run("1", "cpu");
-  leads.join();
-  EXPECT_NE(first.exit_code, 0);
-  EXPECT_NE(second.exit_code, 0);
-  EXPECT_THAT(second.err,
-              HasSubstr("rank 1 does not fit: the backend is cuda at rank 0 and cpu there"));
+  const Pair pairs[] = {
+      {{"cuda"}, {"cpu"}, "the backend is cuda at rank 0 and cpu there"},
+      {{"cuda", "--cublaslt-rows", "8"}, {"cuda"}, "--cublaslt-rows is 8 at rank 0 and 0 there"}};
+  for (const Pair& pair : pairs) {
+    const std::string leader = FreeAddress();
+    const auto run = [&](const char* rank, const std::vector<std::string>& backend) {
+      std::vector<std::string> flags = {"--transport",    "processes", "--ranks",  "2",
+                                        "--rank",         rank,        "--leader", leader,
+                                        "--join-seconds", "3",         "--backend"};
+      flags.insert(flags.end(), backend.begin(), backend.end());
+      return Run(flags, 1);
+    };
+    ProcessResult first;
+    std::thread leads([&] { first = run("0", pair.first); });
+    const ProcessResult second = run("1", pair.second);
+    leads.join();
+    EXPECT_NE(first.exit_code, 0);
+    EXPECT_NE(second.exit_code, 0);
+    EXPECT_THAT(second.err, HasSubstr("rank 1 does not fit: " + pair.text));
+  }
 }
 
 }  // namespace

@@ -295,7 +295,57 @@ TEST_F(PackTest, WhatCannotBeKeptIsRefused) {
   EXPECT_CUDA(cudaErrorInvalidValue, LaunchPack(p, nullptr));
 }
 
-TEST_F(PackTest, NoRowsAreASuccess) { EXPECT_CUDA(cudaSuccess, LaunchPack({}, nullptr)); }
+TEST_F(PackTest, NoRowsAreASuccess) {
+  EXPECT_CUDA(cudaSuccess, LaunchPack({}, nullptr));
+  EXPECT_CUDA(cudaSuccess, LaunchUnpack({}, nullptr));
+}
+
+TEST_F(PackTest, UnpackedRowsAreThoseOfTheMatrixWithZerosBehind) {
+  // The last has more tiles than there are warps in a grid of 2048 blocks.
+  for (const auto& [n, k] : {std::pair{1, 1}, {16, 64}, {65, 130}, {200, 70}, {3000, 1456}}) {
+    SCOPED_TRACE(std::to_string(n) + " x " + std::to_string(k));
+    const PackedLayout layout = {.n = n, .k = k};
+    const auto at = [&](int i, int c) { return static_cast<uint16_t>(i * 7919 + c * 31 + 1); };
+    UnpackParams p;
+    p.layout = layout;
+    uint16_t* const packed = ToDevice(PackOnHost<uint16_t>(layout, at));
+    p.values = packed;
+    const int32_t all = PaddedRows(layout);
+    // All rows, and those behind the first strip.
+    for (p.first_row = 0; p.first_row <= kStripRows; p.first_row += kStripRows) {
+      p.rows = all - p.first_row;
+      std::vector<uint16_t> got(static_cast<size_t>(p.rows) * PaddedColumns(layout), 0xFFFF);
+      uint16_t* const out = ToDevice(got);
+      p.out = out;
+      EXPECT_CUDA(cudaSuccess, LaunchUnpack(p, nullptr));
+      FromDevice(got, out);
+      for (size_t i = 0; i < got.size(); ++i) {
+        const int row = p.first_row + static_cast<int>(i) / PaddedColumns(layout);
+        const int column = static_cast<int>(i) % PaddedColumns(layout);
+        ASSERT_EQ(got[i], row < n && column < k ? at(row, column) : 0) << row << " " << column;
+      }
+    }
+    CUDA_OK(cudaFree(packed));
+  }
+}
+
+TEST_F(PackTest, WhatCannotBeUnpackedIsRefused) {
+  const UnpackParams good = {.layout = {.n = 60, .k = 64}, .first_row = 16, .rows = 48};
+  UnpackParams p = good;
+  p.rows = 64;
+  EXPECT_CUDA(cudaErrorInvalidValue, LaunchUnpack(p, nullptr));
+  p.rows = 40;
+  EXPECT_CUDA(cudaErrorInvalidValue, LaunchUnpack(p, nullptr));
+  p = good;
+  p.first_row = 8;
+  EXPECT_CUDA(cudaErrorInvalidValue, LaunchUnpack(p, nullptr));
+  p = good;
+  p.layout.format = WeightFormat::kE4m3;
+  EXPECT_CUDA(cudaErrorInvalidValue, LaunchUnpack(p, nullptr));
+  p = good;
+  p.layout.order = RowOrder::kPaired;
+  EXPECT_CUDA(cudaErrorInvalidValue, LaunchUnpack(p, nullptr));
+}
 
 }  // namespace
 }  // namespace jevons::cuda

@@ -78,6 +78,18 @@ TEST_F(CudaPlannerTest, ARunnerTakesWhatWasPlannedBesideTheWeights) {
   EXPECT_LT(taken[0], taken[1] + num_allocations * kUnitBytes);
 }
 
+// Beside what it takes in steps, which is the same.
+TEST_F(CudaPlannerTest, ABackendWithCublasLtTakesItsScratchAtTheStart) {
+  const CudaBackendOptions options = {.cublaslt_rows = 16};
+  const auto planned = CreateCudaPlanner(PlannedSpec(), options);
+  ASSERT_TRUE(planned.ok()) << planned.status();
+  const int64_t before = backend_->AvailableBytes();
+  const auto with = Create(options);
+  const int64_t taken = before - backend_->AvailableBytes();
+  EXPECT_GT(taken, 0);
+  EXPECT_EQ(planner_->AvailableBytes() - (*planned)->AvailableBytes(), taken);
+}
+
 TEST_F(CudaPlannerTest, AModelThatIsTooLargeIsPlannedBelowZero) {
   auto buffer = planner_->Allocate(int64_t{1} << 40);
   ASSERT_TRUE(buffer.ok()) << buffer.status();
@@ -102,6 +114,21 @@ TEST(MemoryPlanTest, AnFp8CacheHoldsMoreTokensInWhatIsLeft) {
   EXPECT_TRUE(CheckFits(*fp8, options).ok());
   options.kv_cache = KvCacheType::kAuto;
   ExpectError(CheckFits(*bf16, options), StatusCode::kResourceExhausted, {"kv-cache-dtype fp8"});
+}
+
+TEST(MemoryPlanTest, CublasLtTakesOfTheWorkspace) {
+  EngineOptions options;
+  options.model_folder = DataPath("configs/DeepSeek-V2-Lite");
+  const auto without = PlanMemory(options, "h100");
+  options.cublaslt_rows = 512;
+  const auto with = PlanMemory(options, "h100");
+  ASSERT_TRUE(without.ok()) << without.status();
+  ASSERT_TRUE(with.ok()) << with.status();
+  EXPECT_EQ(with->workspace_bytes - without->workspace_bytes, int64_t{96} << 20);
+  EXPECT_EQ(with->weight_bytes, without->weight_bytes);
+  options.backend = BackendKind::kCpu;
+  ExpectError(PlanMemory(options, "h100"), StatusCode::kInvalidArgument,
+              {"cublaslt-rows 512", "given cpu"});
 }
 
 TEST(MemoryPlanTest, ARankHoldsItsShareOfTheExpertsAndRowsOfTheOthers) {

@@ -131,6 +131,35 @@ TEST_F(LinearTest, LinearAgreesWithTwinForLargerShapes) {
   }
 }
 
+#ifdef JEVONS_TEST_CUDA
+// From three rows on; fewer are ours, as is a bias that is added to bf16.
+TEST_F(LinearTest, LinearByCublasLtAgreesWithTwin) {
+  for (auto& [backend, type] : {std::pair{&one_thread_, DType::kF32},
+                                {&two_threads_, DType::kF32},
+                                {&bf16_out_, DType::kBF16}}) {
+    auto device = CreateCudaBackend({.cublaslt_rows = 3});
+    const bool is_there =
+        !absl::IsUnavailable(device.status()) && !absl::IsUnimplemented(device.status());
+    if (!is_there) GTEST_SKIP() << device.status();
+    ASSERT_TRUE(device.ok()) << device.status();
+    *backend = std::make_unique<StagedBackend>(*std::move(device), type);
+  }
+  for (DType dtype : {DType::kBF16, DType::kF8E4M3}) {
+    for (int64_t num_tokens : {2, 3, 4, 33}) {
+      for (const LinearCase& size : {LinearCase{dtype, num_tokens, {1}, 1},
+                                     {dtype, num_tokens, {7}, 33},
+                                     {dtype, num_tokens, {64, 2}, 129, true},
+                                     {dtype, num_tokens, {256}, 64, true},
+                                     {dtype, num_tokens, {200}, 520}}) {
+        SCOPED_TRACE(::testing::Message() << DTypeName(dtype) << " m " << num_tokens << " n "
+                                          << size.n() << " k " << size.k);
+        CheckAgainstTwin([&](Backend& b) { return RunLinear(b, size); });
+      }
+    }
+  }
+}
+#endif
+
 TEST_F(LinearTest, LinearOfARowIsTheSameAloneAndInABatch) {
   for (DType dtype : kWeightTypes) {
     Random random(kOpTestSeed);
