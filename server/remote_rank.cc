@@ -88,7 +88,10 @@ void RemoteRank::TakeChunk(const wire::Chunk& message) {
 void RemoteRank::Advance(State state) {
   MutexLock lock(&mutex_);
   if (state_ != State::kLost && state_ != State::kReturns) state_ = state;
-  if (state == State::kStopped && sender_ != nullptr) sender_->Close(absl::OkStatus());
+  if (state == State::kStopped && sender_ != nullptr) {
+    sender_->Close(absl::OkStatus());
+    sender_ = nullptr;  // it holds this rank
+  }
   changed_.NotifyAll();
 }
 

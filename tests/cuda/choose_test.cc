@@ -9,28 +9,13 @@
 #include "cuda/rows.h"
 #include "cuda/sample.h"
 #include "gtest/gtest.h"
+#include "tests/cuda/plan_cases.h"
 
 namespace jevons::cuda {
 namespace {
 
-const DeviceFacts kDevices[] = {{.sm = 80, .num_sms = 108, .max_smem_bytes = 166912},
-                                {.sm = 90, .num_sms = 132, .max_smem_bytes = 232448},
-                                {.sm = 100, .num_sms = 148, .max_smem_bytes = 232448}};
-constexpr int32_t kMostGridY = 65535;
-constexpr int32_t kDefaultSmem = 48 * 1024;  // without asking for more
 const int32_t kWidths[] = {1, 7, 8, 64, 255, 576, 1408, 2048, 5120, 7168, 18432, 163840};
 const int32_t kTokens[] = {1, 2, 7, 8, 9, 16, 33, 64, 65, 120, 256, 1000, 4096, 8192, 65536};
-
-// Addresses that are never followed: one for vectors of 16 bytes, and one that splits them.
-alignas(256) char g_place[512];
-void* const kEven = g_place;
-void* const kOdd = g_place + 2;
-
-void ExpectBlock(int32_t threads) {
-  EXPECT_GE(threads, 32);
-  EXPECT_LE(threads, 1024);
-  EXPECT_EQ(threads % 32, 0);
-}
 
 struct Product {
   int32_t n;

@@ -22,8 +22,10 @@ class GenerateRanksTest : public testing::Test {
                                      "3",           "--prompt-ids",  "5,9,33,2,17", "--max-tokens",
                                      "20",          "--temperature", "1",           "--ignore-eos"};
     argv.insert(argv.end(), flags.begin(), flags.end());
+    // Seconds of work, minutes with a sanitizer on a machine that does other things too.
     return RunProcess(argv, {.environment = {"JEVONS_EMU_MAJOR=8",
-                                             absl::StrCat("JEVONS_EMU_DEVICES=", num_devices)}});
+                                             absl::StrCat("JEVONS_EMU_DEVICES=", num_devices)},
+                             .limit = absl::Minutes(20)});
   }
 
   TempFolder model_;

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "tests/cuda/backend_fixture.h"
+#include "tests/cuda/plan_cases.h"
 
 namespace jevons {
 namespace {
@@ -14,12 +15,9 @@ namespace {
 using absl::StatusCode;
 using cuda::ChooseMlaPrepare;
 using cuda::DeviceFacts;
+using cuda::kDevices;
 using cuda::MlaPrepareParams;
 using cuda::MlaPreparePlan;
-
-const DeviceFacts kDevices[] = {{.sm = 80, .num_sms = 108, .max_smem_bytes = 166912},
-                                {.sm = 90, .num_sms = 132, .max_smem_bytes = 232448},
-                                {.sm = 100, .num_sms = 148, .max_smem_bytes = 232448}};
 
 // DeepSeek's widths; the addresses are never followed.
 MlaPrepareParams ParamsOf(int32_t num_tokens, int32_t num_heads) {

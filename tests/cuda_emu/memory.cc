@@ -29,6 +29,8 @@ namespace {
 
 constexpr int64_t kAlignment = 256;
 constexpr int64_t kGuardBytes = 256;
+// More than a host has. AddressSanitizer would end the program where others refuse.
+constexpr int64_t kMostBytes = int64_t{1} << 39;
 constexpr unsigned char kGuardByte = 0xA5;
 constexpr unsigned char kFreshByte = 0xFF;
 
@@ -83,6 +85,7 @@ void CheckGuard(const Allocation& a, const std::string& after) {
 }
 
 Allocation* Allocate(int64_t bytes, int device) {
+  if (bytes > kMostBytes) return nullptr;
   const int64_t whole =
       kGuardBytes + (bytes + kAlignment - 1) / kAlignment * kAlignment + kGuardBytes;
   char* const base = static_cast<char*>(std::aligned_alloc(kAlignment, whole));

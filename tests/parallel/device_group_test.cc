@@ -63,6 +63,41 @@ class DeviceGroupTest : public NcclRanksTest {
     }
     for (std::thread& thread : threads) thread.join();
   }
+
+  // The same for two ranks that have come together.
+  virtual void RunGroup(const std::function<void(Rank&)>& body) {
+    Run({.timeout = kLong}, [&](Rank& r) {
+      const absl::Status joined = r.Join();
+      ASSERT_TRUE(joined.ok()) << joined;
+      ASSERT_TRUE(r.comm->Barrier(kLong).ok());
+      body(r);
+    });
+  }
+
+  void AbortWhileADeviceWaits() {
+    std::barrier<> done(2);
+    RunGroup([&](Rank& r) {
+      const absl::Cleanup together = [&] { done.arrive_and_wait(); };
+      if (r.rank == 0) {
+        ASSERT_TRUE(r.Exchange().ok());
+        CUDA_OK(cudaStreamSynchronize(r.stream));
+      } else {
+        absl::SleepFor(absl::Milliseconds(20));
+        r.comm->Abort("its machine burns");
+      }
+      ExpectError(r.Exchange(), StatusCode::kAborted, {"its machine burns"});
+      ExpectError(r.comm->Barrier(kLong), StatusCode::kAborted, {"its machine burns"});
+    });
+  }
+
+  // As a rank that is killed: it leaves no word.
+  void LeaveWhileADeviceWaits() {
+    RunGroup([](Rank& r) {
+      if (r.rank == 1) return;
+      ASSERT_TRUE(r.Exchange().ok());
+      ExpectError(r.comm->Wait(), StatusCode::kAborted, {"rank 1 is gone"});
+    });
+  }
 };
 
 TEST_F(DeviceGroupTest, HostCallsWaitForNoDevice) {
@@ -89,40 +124,15 @@ TEST_F(DeviceGroupTest, HostCallsWaitForNoDevice) {
   });
 }
 
-TEST_F(DeviceGroupTest, AnAbortFreesARankThatWaitsForItsDevice) {
-  std::barrier<> done(2);
-  Run({.timeout = kLong}, [&](Rank& r) {
-    const absl::Cleanup together = [&] { done.arrive_and_wait(); };
-    ASSERT_TRUE(r.Join().ok());
-    ASSERT_TRUE(r.comm->Barrier(kLong).ok());
-    if (r.rank == 0) {
-      ASSERT_TRUE(r.Exchange().ok());
-      CUDA_OK(cudaStreamSynchronize(r.stream));
-    } else {
-      absl::SleepFor(absl::Milliseconds(20));
-      r.comm->Abort("its machine burns");
-    }
-    ExpectError(r.Exchange(), StatusCode::kAborted, {"its machine burns"});
-    ExpectError(r.comm->Barrier(kLong), StatusCode::kAborted, {"its machine burns"});
-  });
-}
+TEST_F(DeviceGroupTest, AnAbortFreesARankThatWaitsForItsDevice) { AbortWhileADeviceWaits(); }
 
-// A rank that is killed leaves no word.
-TEST_F(DeviceGroupTest, ARankThatIsGoneEndsAWaitForTheDevice) {
-  Run({.timeout = kLong}, [](Rank& r) {
-    ASSERT_TRUE(r.Join().ok());
-    ASSERT_TRUE(r.comm->Barrier(kLong).ok());
-    if (r.rank == 1) return;
-    ASSERT_TRUE(r.Exchange().ok());
-    ExpectError(r.comm->Wait(), StatusCode::kAborted, {"rank 1 is gone"});
-  });
-}
+TEST_F(DeviceGroupTest, ARankThatIsGoneEndsAWaitForTheDevice) { LeaveWhileADeviceWaits(); }
 
 #ifndef JEVONS_TEST_THREADS_ALONE
 // Ranks as processes, which hear of each other over Gloo.
 class GlooDeviceTest : public DeviceGroupTest {
  protected:
-  void RunOverGloo(const std::function<void(Rank&)>& body) {
+  void RunGroup(const std::function<void(Rank&)>& body) override {
     const std::string leader = FreeAddress();
     Run({}, [&](Rank& r) {
       auto host = CreateGlooCommunicator(
@@ -140,28 +150,10 @@ class GlooDeviceTest : public DeviceGroupTest {
 };
 
 TEST_F(GlooDeviceTest, AnAbortElsewhereFreesARankThatWaitsForItsDevice) {
-  std::barrier<> done(2);
-  RunOverGloo([&](Rank& r) {
-    const absl::Cleanup together = [&] { done.arrive_and_wait(); };
-    if (r.rank == 0) {
-      ASSERT_TRUE(r.Exchange().ok());
-      CUDA_OK(cudaStreamSynchronize(r.stream));
-    } else {
-      absl::SleepFor(absl::Milliseconds(20));
-      r.comm->Abort("its machine burns");
-    }
-    ExpectError(r.Exchange(), StatusCode::kAborted, {"its machine burns"});
-    ExpectError(r.comm->Barrier(kLong), StatusCode::kAborted, {"its machine burns"});
-  });
+  AbortWhileADeviceWaits();
 }
 
-TEST_F(GlooDeviceTest, ARankThatIsGoneEndsAWaitForTheDevice) {
-  RunOverGloo([](Rank& r) {
-    if (r.rank == 1) return;
-    ASSERT_TRUE(r.Exchange().ok());
-    ExpectError(r.comm->Wait(), StatusCode::kAborted, {"rank 1 is gone"});
-  });
-}
+TEST_F(GlooDeviceTest, ARankThatIsGoneEndsAWaitForTheDevice) { LeaveWhileADeviceWaits(); }
 #endif
 
 // As a step waits for its tokens.
@@ -195,10 +187,8 @@ TEST_F(DeviceGroupTest, AWaitForOneThingHasADeadlineAndTakesItsErrors) {
                   {"Wait", "rank 0 of 2", "200ms"});
     }
   });
-  Run({.timeout = kLong}, [&](Rank& r) {
+  RunGroup([&](Rank& r) {
     const absl::Cleanup together = [&] { done.arrive_and_wait(); };
-    ASSERT_TRUE(r.Join().ok());
-    ASSERT_TRUE(r.comm->Barrier(kLong).ok());
     if (r.rank == 0) {
       const absl::Status lost = absl::InternalError("the copy failed");
       EXPECT_EQ(r.comm->WaitUntil([&]() -> absl::StatusOr<bool> { return lost; }), lost);
