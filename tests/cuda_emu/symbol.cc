@@ -65,9 +65,10 @@ std::string Demangle(const std::string& symbol) {
 }  // namespace
 
 std::string FunctionName(const void* function) {
-  static std::mutex* const mutex = new std::mutex;
+  // Not made at the first call: ThreadSanitizer sees no guard of what is, in this file.
+  static constinit std::mutex mutex;
+  const std::lock_guard<std::mutex> lock(mutex);
   static auto* const known = new std::map<const void*, std::string>;
-  const std::lock_guard<std::mutex> lock(*mutex);
   const auto found = known->find(function);
   if (found != known->end()) return found->second;
   static const auto* const symbols = new std::map<uintptr_t, std::string>(ReadSymbols());

@@ -308,6 +308,8 @@ TEST_F(NcclCommunicatorTest, BytesToItselfThatDoNotFitAreRefused) {
 }
 
 TEST_F(NcclCommunicatorTest, AGraphThatHoldsItsCallsIsWaitedForOnlySoLong) {
+  // The child starts threads, which ThreadSanitizer takes from a program of its own alone.
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
   const auto outlive = [] {
     cuda::GraphCache* const steps = new cuda::GraphCache;  // never gone
     RunNcclRanks(1, {.timeout = kShort}, [&](NcclRank& r) {

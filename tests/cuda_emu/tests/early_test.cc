@@ -7,6 +7,7 @@
 #include "cuda/device/copy.h"
 #include "cuda/device/launch.h"
 #include "tests/cuda_emu/tests/emu_test.h"
+#include "tests/cuda_emu/tests/grid_run.h"
 
 namespace jevons::emu {
 namespace {
@@ -160,6 +161,7 @@ TEST_F(EarlyTest, AKernelThatWaitsSeesAllThatCameBefore) {
 
 // Of one that is recorded some blocks always begin before: they find what was there then.
 TEST_F(EarlyTest, WhatIsReadBeforeTheWaitIsOld) {
+  if (kTsan) GTEST_SKIP() << "the bug is a race";
   for (uint64_t seed = 1; seed <= 10; ++seed) {
     SetSeed(seed);
     for (const Kernel kernel : {&ReadsBeforeKernel, &CopiesBeforeKernel}) {
@@ -170,6 +172,7 @@ TEST_F(EarlyTest, WhatIsReadBeforeTheWaitIsOld) {
 }
 
 TEST_F(EarlyTest, WhatIsWrittenBeforeTheWaitIsThereForTheKernelBefore) {
+  if (kTsan) GTEST_SKIP() << "the bug is a race";
   Run(
       [&] {
         Start(FollowingKernel, 0, 1, false);
@@ -181,6 +184,7 @@ TEST_F(EarlyTest, WhatIsWrittenBeforeTheWaitIsThereForTheKernelBefore) {
 }
 
 TEST_F(EarlyTest, AThreadThatEndsWithoutAWaitIsReported) {
+  if (kTsan) GTEST_SKIP() << "no edge leads from a launch that is stopped to its end";
   for (const Kernel kernel : {&NeverWaitsKernel, &OneThreadLeavesKernel}) {
     for (const bool recorded : {true, false}) {
       RunTwo(kernel, recorded);
@@ -208,6 +212,7 @@ TEST_F(EarlyTest, BehindACopyNothingBeginsEarly) {
 }
 
 TEST_F(EarlyTest, AFailureOfTheKernelBeforeForgetsWhatBegan) {
+  if (kTsan) GTEST_SKIP() << "no edge leads from a launch that is stopped to its end";
   FailNth(CallKind::kExecution, 1, cudaErrorLaunchFailure);
   RunTwo(FollowingKernel, true);
   EXPECT_CUDA(cudaErrorLaunchFailure, error_);

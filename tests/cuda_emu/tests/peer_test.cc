@@ -8,6 +8,7 @@
 #include "tests/cuda_emu/memory.h"
 #include "tests/cuda_emu/state.h"
 #include "tests/cuda_emu/tests/emu_test.h"
+#include "tests/cuda_emu/tests/grid_run.h"
 
 namespace jevons::emu {
 namespace {
@@ -111,9 +112,13 @@ class PeerTest : public EmuTest {
 
 TEST_F(PeerTest, WhatIsReleasedIsSeen) { EXPECT_FALSE(IsCaught(Order::kRight)); }
 
-TEST_F(PeerTest, AFlagBeforeItsDataIsCaught) { EXPECT_TRUE(IsCaught(Order::kFlagFirst)); }
+TEST_F(PeerTest, AFlagBeforeItsDataIsCaught) {
+  if (kTsan) GTEST_SKIP() << "the bug is a race";
+  EXPECT_TRUE(IsCaught(Order::kFlagFirst));
+}
 
 TEST_F(PeerTest, AFlagThatOtherThreadsDoNotWaitForIsCaught) {
+  if (kTsan) GTEST_SKIP() << "the bug is a race";
   EXPECT_TRUE(IsCaught(Order::kNoBarrier));
 }
 
