@@ -246,6 +246,7 @@ cudaError_t BeginGrid(const GridSpec& spec, const std::function<void()>& thread_
   while (good && grid.ready != 0) good = RunReady();
   if (good) return cudaSuccess;
   Abandon(grid.early.get());
+  Acquire(&end_key);
   grid.early = nullptr;
   return cudaErrorLaunchFailure;
 }
@@ -291,6 +292,7 @@ void ForgetGrids(int device) {
   for (const auto& launch : grid.waiting) {
     if (launch->device == device) Abandon(launch.get());
   }
+  Acquire(&end_key);
   std::erase_if(grid.waiting, [&](const auto& launch) { return launch->device == device; });
 }
 

@@ -3,7 +3,6 @@
 #include <iterator>
 #include <map>
 #include <string>
-#include <vector>
 
 #include "tests/cuda_emu/grid_state.h"
 #include "tests/cuda_emu/memory.h"
@@ -20,8 +19,11 @@ struct Store {
   unsigned char value[kMostBytes] = {};
 };
 
-// On their way, in the order of issue. Only kernels touch it, of which one runs at a time.
-std::vector<Store>& stores = *new std::vector<Store>;
+// On their way; where there are too many some one arrives. Only kernels touch it, of which one runs at a
+// time.
+constexpr int kMostStores = 4096;
+Store stores[kMostStores];
+int num_stores = 0;
 
 uint64_t system_key;
 
@@ -68,24 +70,32 @@ void StorePeer(void* peer, const void* from, int bytes, Site at) {
     Misuse("a store of " + std::to_string(bytes) +
            " bytes to a peer's address that is not aligned so");
   }
-  Write(peer, bytes, __builtin_return_address(0));
   Store store = {.device = RunningDevice(), .peer = peer, .bytes = bytes};
   CopyBytes(store.value, from, bytes);
   // The host sees it at once.
   if (a->place() == Place::kPinned || grid.OneIn(4)) {
     Arrive(store);
-  } else {
-    stores.push_back(store);
+    return;
   }
+  Store& place =
+      num_stores < kMostStores ? stores[num_stores++] : stores[grid.Random() % kMostStores];
+  if (place.peer != nullptr) Arrive(place);
+  place = store;
 }
 
 void StoreReleaseSystem(uint64_t* flag, uint64_t value, Site at) {
   RunningThread().at = at;
   const int device = RunningDevice();
-  for (const Store& store : stores) {
-    if (store.device == device) Arrive(store);
+  int num_left = 0;
+  for (int i = 0; i < num_stores; ++i) {
+    if (stores[i].device == device) {
+      Arrive(stores[i]);
+    } else {
+      stores[num_left++] = stores[i];
+    }
   }
-  std::erase_if(stores, [&](const Store& store) { return store.device == device; });
+  std::fill(stores + num_left, stores + num_stores, Store());
+  num_stores = num_left;
   Release(&system_key);
   if (FindShared(flag, sizeof(*flag)) == nullptr) {
     if (IsRetired(flag)) return;

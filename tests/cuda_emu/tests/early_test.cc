@@ -184,7 +184,6 @@ TEST_F(EarlyTest, WhatIsWrittenBeforeTheWaitIsThereForTheKernelBefore) {
 }
 
 TEST_F(EarlyTest, AThreadThatEndsWithoutAWaitIsReported) {
-  if (kTsan) GTEST_SKIP() << "no edge leads from a launch that is stopped to its end";
   for (const Kernel kernel : {&NeverWaitsKernel, &OneThreadLeavesKernel}) {
     for (const bool recorded : {true, false}) {
       RunTwo(kernel, recorded);
@@ -212,7 +211,6 @@ TEST_F(EarlyTest, BehindACopyNothingBeginsEarly) {
 }
 
 TEST_F(EarlyTest, AFailureOfTheKernelBeforeForgetsWhatBegan) {
-  if (kTsan) GTEST_SKIP() << "no edge leads from a launch that is stopped to its end";
   FailNth(CallKind::kExecution, 1, cudaErrorLaunchFailure);
   RunTwo(FollowingKernel, true);
   EXPECT_CUDA(cudaErrorLaunchFailure, error_);

@@ -45,9 +45,11 @@ void WaitKernel(const Shared* own, Control* control, uint64_t least, uint32_t* o
   Waited waited = Waited::kLong;
   while (waited == Waited::kLong) {
     waited = device::WaitAtLeastSystem(&own->flag, least, &control->stop);
-    ++control->ends[static_cast<int>(waited)];
+    device::AtomicAdd(&control->ends[static_cast<int>(waited)], 1);
   }
-  if (waited == Waited::kCome) out[ThreadIdx()] = own->values[ThreadIdx()];
+  if (waited == Waited::kCome && device::BlockIdxX() == 0) {
+    out[ThreadIdx()] = own->values[ThreadIdx()];
+  }
 }
 
 // Two devices with a stream each, and memory of the second that the first may store to.
@@ -89,6 +91,10 @@ class PeerTest : public EmuTest {
   }
   std::vector<uint32_t> Got() const { return std::vector<uint32_t>(out_, out_ + kValues); }
 
+  int32_t NumEnds(Waited end) const {
+    return __atomic_load_n(&control_->ends[static_cast<int>(end)], __ATOMIC_RELAXED);
+  }
+
   // Whether the receiver ever saw less than all.
   bool IsCaught(Order order) {
     bool caught = false;
@@ -125,7 +131,7 @@ TEST_F(PeerTest, AFlagThatOtherThreadsDoNotWaitForIsCaught) {
 TEST_F(PeerTest, AKernelThatWaitsLeavesOtherStreamsAlone) {
   EXPECT_CUDA(cudaSuccess, Wait(1));
   for (int i = 0; i < 100; ++i) EXPECT_CUDA(cudaErrorNotReady, cudaStreamQuery(streams_[1]));
-  EXPECT_GT(control_->ends[static_cast<int>(Waited::kLong)], 0);
+  EXPECT_GT(NumEnds(Waited::kLong), 0);
   cudaStream_t third = nullptr;
   EXPECT_CUDA(cudaSuccess, cudaStreamCreateWithFlags(&third, cudaStreamNonBlocking));
   EXPECT_CUDA(cudaSuccess, LaunchStep({reinterpret_cast<int32_t*>(out_), 0, 5}, third));
@@ -142,7 +148,7 @@ TEST_F(PeerTest, TheHostEndsAWait) {
   EXPECT_CUDA(cudaErrorNotReady, cudaStreamQuery(streams_[1]));
   __atomic_store_n(&control_->stop, 1, __ATOMIC_RELAXED);
   EXPECT_CUDA(cudaSuccess, cudaStreamSynchronize(streams_[1]));
-  EXPECT_EQ(control_->ends[static_cast<int>(Waited::kStopped)], kValues);
+  EXPECT_EQ(NumEnds(Waited::kStopped), kValues);
 }
 
 TEST_F(PeerTest, AWaitWithoutEndIsAHang) {
@@ -181,7 +187,7 @@ TEST_F(PeerTest, AGridOfAnySizeWaits) {
   EXPECT_CUDA(cudaErrorNotReady, cudaStreamQuery(streams_[1]));
   EXPECT_CUDA(cudaSuccess, Send(Order::kRight));
   EXPECT_CUDA(cudaSuccess, cudaStreamSynchronize(streams_[1]));
-  EXPECT_EQ(control_->ends[static_cast<int>(Waited::kCome)], 20 * kValues);
+  EXPECT_EQ(NumEnds(Waited::kCome), 20 * kValues);
 }
 
 TEST_F(PeerTest, ThereIsRoomForSoManyThatWait) {
