@@ -1,5 +1,6 @@
 // An exchange in halves: what may happen between them.
 #include <atomic>
+#include <barrier>
 #include <thread>
 
 #include "absl/strings/str_cat.h"
@@ -133,14 +134,17 @@ TEST_P(CommunicatorHalvesTest, AbortBetweenStartAndFinishEndsTheExchangeHereAndE
 TEST_P(CommunicatorHalvesTest, ARankThatGoesBetweenStartAndFinishIsSeenByTheNextCallAtTheLatest) {
   for (const int64_t bytes : {100, 200'000}) {
     const auto group = GetParam().make(2, {.timeout = kLong});
+    std::barrier<> joined(2);  // else one may go while the other still comes
     std::thread goes([&] {
       std::unique_ptr<Communicator> member = *group->Join(1);
+      joined.arrive_and_wait();
       OneToOther data(*group, 1, bytes, bytes);
       EXPECT_TRUE(member->StartAllToAll(data.args()).ok());
       member = nullptr;
     });
     std::thread stays([&] {
       const std::unique_ptr<Communicator> member = *group->Join(0);
+      joined.arrive_and_wait();
       const absl::Status status = InHalves(*group, *member, bytes, bytes);
       EXPECT_TRUE(status.ok() || absl::IsAborted(status)) << status;
       ExpectError(member->Barrier(kLong), absl::StatusCode::kAborted, {});
