@@ -83,17 +83,11 @@ TEST_F(NcclCommunicatorTest, AnExchangeInARecordedStepIsReplayedWithTheDataOfThe
         return absl::OkStatus();
       };
       for (int32_t run = 0; run < 5; ++run) {
-        std::vector<int32_t> values, expected;
-        for (int32_t s = 0; s < 4; ++s) {
-          values.push_back(1000 * run + 10 * r.info.rank + s);
-          const int32_t sent = 1000 * run + 10 * s + r.info.rank + (r.info.rank == 0 ? 1 : 0);
-          expected.push_back(s == 1 ? 3 * sent : sent);
-        }
-        r.Set(values);
+        r.Set(r.SentInRun(run));
         const absl::Status status = steps.Run(1, step, r.stream);
         ASSERT_TRUE(status.ok()) << status;
         ASSERT_TRUE(r.comm->Wait().ok());
-        EXPECT_EQ(r.Get(4), expected);
+        EXPECT_EQ(r.Get(4), r.GotInRun(run));
       }
       EXPECT_EQ(num_calls, 2);  // run, recorded, replayed
     });
@@ -117,17 +111,11 @@ TEST_F(NcclCommunicatorTest, AnExchangeInHalvesIsBesideTheOpsBetweenThemAndIsRep
         return absl::OkStatus();
       };
       for (int32_t run = 0; run < 5; ++run) {
-        std::vector<int32_t> values, expected;
-        for (int32_t s = 0; s < 4; ++s) {
-          values.push_back(1000 * run + 10 * r.info.rank + s);
-          const int32_t sent = 1000 * run + 10 * s + r.info.rank + (r.info.rank == 0 ? 1 : 0);
-          expected.push_back(s == 1 ? 3 * sent : sent);
-        }
-        r.Set(values);
+        r.Set(r.SentInRun(run));
         const absl::Status status = steps.Run(1, step, r.stream);
         ASSERT_TRUE(status.ok()) << status;
         ASSERT_TRUE(r.comm->Wait().ok());
-        EXPECT_EQ(r.Get(4), expected);
+        EXPECT_EQ(r.Get(4), r.GotInRun(run));
         EXPECT_EQ(r.Get(33)[32], 5 * (run + 1));
       }
     });

@@ -69,6 +69,23 @@ struct NcclRank {
     EXPECT_CUDA(cudaSuccess, cudaStreamSynchronize(stream));
     return values;
   }
+  // What a rank sends in a recorded step that adds 1 to in[0], exchanges, and triples out[1]; and what
+  // it then has.
+  std::vector<int32_t> SentInRun(int32_t run) const {
+    std::vector<int32_t> values;
+    for (int32_t to = 0; to < info.world_size; ++to) {
+      values.push_back(1000 * run + 10 * info.rank + to);
+    }
+    return values;
+  }
+  std::vector<int32_t> GotInRun(int32_t run) const {
+    std::vector<int32_t> values;
+    for (int32_t from = 0; from < info.world_size; ++from) {
+      const int32_t sent = 1000 * run + 10 * from + info.rank + (info.rank == 0 ? 1 : 0);
+      values.push_back(from == 1 ? 3 * sent : sent);
+    }
+    return values;
+  }
   // One value to and from each rank: out[s] = in[this rank] at s. Where `meanwhile` is given, in halves
   // with it between them.
   absl::Status Exchange(const std::function<void()>& meanwhile = {}) {
