@@ -73,9 +73,14 @@ absl::StatusOr<std::shared_ptr<TokenStream>> EngineGroup::Submit(GenerationReque
                                                                  std::function<void()> ready) {
   while (true) {
     RETURN_IF_ERROR(failure());
-    Rank* const rank = Choose(request);
+    Rank* rank = nullptr;
+    absl::StatusOr<std::shared_ptr<TokenStream>> stream;
+    {
+      MutexLock lock(&submitting_);
+      rank = Choose(request);
+      if (rank != nullptr) stream = rank->Submit(request, ready);
+    }
     if (rank == nullptr) continue;
-    auto stream = rank->Submit(request, ready);
     if (stream.ok()) PokeAll();
     // Lost since it was chosen.
     if (!stream.ok() && !rank->failure().ok()) continue;

@@ -54,6 +54,7 @@ class EngineGroup : public Engine, private RemoteRanks::Listener {
   std::vector<std::unique_ptr<RankEngine>> engines_;  // the ranks of this process
   RankEngine* first_ = nullptr;
   std::vector<Rank*> ranks_;
+  Mutex submitting_;  // who chooses sees the request before; no rank calls back under it
   std::unique_ptr<RemoteRanks> remote_;  // below the others: it calls the listener
 };
 

@@ -2,8 +2,10 @@
 
 #include <sys/resource.h>
 
+#include <thread>
 #include <vector>
 
+#include "absl/synchronization/notification.h"
 #include "base/random.h"
 #include "gtest/gtest.h"
 #include "tests/support/engine_run.h"
@@ -112,6 +114,27 @@ TEST_P(EngineGroupTest, RequestsGoToTheRankWithTheFewest) {
   while (group->stats().num_running < 4) absl::SleepFor(absl::Milliseconds(1));
   EXPECT_EQ(group->stats().num_queued, 0);
   for (auto& stream : streams) EXPECT_TRUE(ReadAll(*stream).end.error.ok());
+}
+
+TEST_P(EngineGroupTest, RequestsThatComeAtOnceAreSpreadAsThoseInTurn) {
+  constexpr int kNumRanks = 4;
+  constexpr int kPerRank = 4;
+  const auto group = StartGroup(GetParam(), Options(kNumRanks), &clock_);
+  const std::vector<GenerationRequest> requests = RandomRequests(kNumRanks * kPerRank, 400);
+  std::vector<std::shared_ptr<TokenStream>> streams(requests.size());
+  absl::Notification go;
+  std::vector<std::thread> threads;
+  for (size_t i = 0; i < requests.size(); ++i) {
+    threads.emplace_back([&, i] {
+      go.WaitForNotification();
+      streams[i] = *group->Submit(requests[i]);
+    });
+  }
+  go.Notify();
+  for (std::thread& thread : threads) thread.join();
+  for (const RankStats& rank : group->rank_stats()) EXPECT_EQ(rank.stats.num_requests, kPerRank);
+  for (auto& stream : streams) stream->Cancel();
+  for (auto& stream : streams) ReadAll(*stream);
 }
 
 TEST_P(EngineGroupTest, AConversationGoesWhereItsFirstTurnIsCached) {
