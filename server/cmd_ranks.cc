@@ -71,6 +71,11 @@ void AddRanks(CLI::App& cmd, RankFlags& flags) {
                  "A rank that is silent for longer is lost, and the others go on without it")
       ->check(InRange<int64_t>(500, 600'000))
       ->capture_default_str();
+  cmd.add_option("--restart-seconds", flags.restart_seconds,
+                 "With transport processes: a rank that was started here and is lost is started "
+                 "again after so many seconds, longer each time; 0: never")
+      ->check(InRange<int64_t>(0, 300))
+      ->capture_default_str();
 }
 
 namespace {
@@ -125,6 +130,7 @@ absl::StatusOr<GroupOptions> ResolveRanks(const RankFlags& flags, const Environm
   out.join_timeout = absl::Seconds(flags.join_seconds);
   out.load_timeout = absl::Seconds(flags.load_seconds);
   out.silence = absl::Milliseconds(flags.rank_timeout_ms);
+  out.restart_pause = absl::Seconds(flags.restart_seconds);
   return out;
 }
 

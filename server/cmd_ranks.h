@@ -21,6 +21,7 @@ struct RankFlags {
   int32_t join_seconds = 30;
   int32_t load_seconds = 1800;
   int32_t rank_timeout_ms = 900;
+  int32_t restart_seconds = 2;
 };
 
 void AddRanks(CLI::App& cmd, RankFlags& flags);

@@ -24,6 +24,7 @@ class EngineHostImpl : public EngineHost {
   EngineHostImpl(const EngineOptions& options, const GroupOptions& group, const Clock* clock)
       : options_(options), group_(group), clock_(clock) {}
   ~EngineHostImpl() override {
+    children_.StopStarting();
     if (engine_ != nullptr && !engine_->failure().ok()) children_.SetPatience(kKillSoon);
   }
 
@@ -46,6 +47,9 @@ class EngineHostImpl : public EngineHost {
         if (absl::Now() > give_up) GiveUp();
       }
     }
+    if (loaded.ok() && starts_others_ && group_.restart_pause > absl::ZeroDuration()) {
+      children_.KeepStarted(group_.restart_pause);
+    }
     if (loaded.ok() || !processes) return loaded;
     children_.SetPatience(kKillSoon);
     if (leader_ == nullptr) return loaded;
@@ -56,20 +60,20 @@ class EngineHostImpl : public EngineHost {
 
  private:
   absl::Status StartLeader() {
-    const bool starts_others = group_.place.leader.empty();
-    if (starts_others && options_.backend == BackendKind::kCuda) {
+    starts_others_ = group_.place.leader.empty();
+    if (starts_others_ && options_.backend == BackendKind::kCuda) {
       RETURN_IF_ERROR(CheckDevices(options_.num_ranks));
     }
     ASSIGN_OR_RETURN(facts_, GroupFacts(options_));
     ASSIGN_OR_RETURN(leader_,
-                     RankLeader::Start({.listen = starts_others ? kLoopback : group_.place.leader,
+                     RankLeader::Start({.listen = starts_others_ ? kLoopback : group_.place.leader,
                                         .world_size = options_.num_ranks,
                                         .version = group_.version,
                                         .facts = facts_,
                                         .silence = group_.silence,
                                         .lost = [this](int32_t rank) { children_.Kill(rank); }}));
     control_ = leader_.get();
-    if (!starts_others) return absl::OkStatus();
+    if (!starts_others_) return absl::OkStatus();
     return children_.Start(options_.num_ranks, [this](int32_t r) { return ArgumentsOf(r); });
   }
 
@@ -115,6 +119,7 @@ class EngineHostImpl : public EngineHost {
   const GroupOptions group_;
   const Clock* const clock_;
   std::vector<GroupFact> facts_;
+  bool starts_others_ = false;
   RankChildren children_;               // above the engine: the ranks end by themselves first
   RankLeader* control_ = nullptr;       // of `leader_`, also once the engine has it
   std::unique_ptr<RankLeader> leader_;  // until the engine has it

@@ -21,6 +21,8 @@ struct GroupOptions {
   absl::Duration join_timeout = absl::Seconds(30);
   absl::Duration load_timeout = absl::Minutes(30);
   absl::Duration silence = absl::Milliseconds(900);  // after which a rank is lost
+  // After which a lost rank that this process had started is started again; 0: never.
+  absl::Duration restart_pause = absl::ZeroDuration();
 };
 
 // Used by one thread, which must live as long as the engine: processes that it starts die with it.

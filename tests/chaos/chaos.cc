@@ -18,6 +18,7 @@
 #include "tests/chaos/chaos_faults.h"
 #include "tests/chaos/chaos_group.h"
 #include "tests/support/checkpoint_writer.h"
+#include "tests/support/wait_for.h"
 
 namespace jevons {
 namespace {
@@ -27,6 +28,8 @@ constexpr absl::Duration kPoll = absl::Milliseconds(20);
 // Of everything that a group may have begun, on a machine that is busy.
 constexpr absl::Duration kIdleTime = absl::Minutes(2);
 constexpr absl::Duration kDrainTime = absl::Minutes(2);
+constexpr absl::Duration kReturnTime = absl::Minutes(2);  // the pause of a rank doubles
+constexpr int kMoreLosses = 3;                            // of a group whose ranks come back
 constexpr double kSilentCpus = 0.02;
 
 using Arguments = std::vector<std::string>;
@@ -73,12 +76,16 @@ class ChaosRun {
   }
 
   // Experts in their places, or with replicas, or moving all the time.
+  // Lost ranks stay lost, or come back.
   Arguments DrawFlags() {
     const int64_t kind = random_.Below(3);
+    restarts_ = options_.lab == nullptr && random_.Below(2) == 0;
     return {"--ranks",
             absl::StrCat(options_.num_ranks),
             "--transport",
             "processes",
+            "--restart-seconds",
+            restarts_ ? "1" : "0",
             "--rank-timeout-ms",
             absl::StrCat(absl::ToInt64Milliseconds(options_.rank_timeout)),
             "--redundant-experts",
@@ -96,8 +103,9 @@ class ChaosRun {
                                                 .lab = options_.lab}));
     report_.Count("groups");
     clients_.emplace(group_->address(), canaries_, options_.num_clients, random_.Bits(), &report_);
+    const int max_losses = options_.max_losses * (restarts_ ? kMoreLosses : 1);
     faults_ = std::make_unique<FaultMaker>(FaultOptions{.faults = options_.faults,
-                                                        .max_losses = options_.max_losses,
+                                                        .max_losses = max_losses,
                                                         .rank_timeout = options_.rank_timeout,
                                                         .lab = options_.lab},
                                            random_.Bits(), group_.get(),
@@ -118,6 +126,7 @@ class ChaosRun {
       const absl::Duration pause = options_.mean_pause * -std::log(1 - random_.Uniform());
       if (!Watch(std::min(group_end, absl::Now() + std::max(pause, kShortestPause)))) return false;
       if (absl::Now() >= group_end) break;
+      if (restarts_) group_->TakeBack();
       faults_->Next([this](absl::Duration time) { return Watch(absl::Now() + time); });
       if (!report_.failures().empty()) return false;
     }
@@ -154,9 +163,17 @@ class ChaosRun {
       report_.Fail(absl::StrCat(clients_->num_open(), " calls do not end"));
       return false;
     }
+    const bool is_back = !restarts_ || WaitFor(
+                                           [this] {
+                                             group_->TakeBack();
+                                             return group_->whole();
+                                           },
+                                           kReturnTime);
+    if (!is_back) report_.Fail("lost ranks do not come back");
+    if (restarts_ && is_back) report_.Count("groups that are whole again");
     const std::string left = group_->CheckLeftovers();
     if (!left.empty()) report_.Fail(left);
-    return left.empty();
+    return is_back && left.empty();
   }
 
   void KeepSilent() {
@@ -215,6 +232,7 @@ class ChaosRun {
   Canary fill_;
   absl::Time end_;
   int num_groups_ = 0;
+  bool restarts_ = false;
   std::unique_ptr<ChaosGroup> group_;
   std::unique_ptr<FaultMaker> faults_;
   std::optional<ChaosClients> clients_;

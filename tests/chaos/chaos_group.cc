@@ -85,6 +85,7 @@ absl::Status ChaosGroup::Launch(const ChaosGroupOptions& options) {
   }
   address_ = AddressIn(ranks_[0].process->ReadLine(kStartTime));
   if (address_.empty()) return absl::UnavailableError("the group did not become ready");
+  client_ = Client::Connect(address_);
   for (const auto& [rank, pid] : RankChildrenOf(ranks_[0].process->pid())) ranks_[rank].pid = pid;
   for (auto& [number, rank] : ranks_) {
     if (rank.process != nullptr) rank.pid = rank.process->pid();
@@ -110,6 +111,19 @@ void ChaosGroup::Signal(int rank, int number) const { kill(ranks_.at(rank).pid, 
 void ChaosGroup::ExpectLoss(int rank) {
   ranks_.at(rank).lost = absl::Now();
   members_.erase(std::remove(members_.begin(), members_.end(), rank), members_.end());
+}
+
+void ChaosGroup::TakeBack() {
+  const auto status = client_->GetStatus();
+  if (whole() || !status.ok()) return;
+  for (const auto& [number, pid] : RankChildrenOf(ranks_.at(0).pid)) {
+    Rank& rank = ranks_.at(number);
+    const bool is_another = rank.lost != absl::InfiniteFuture() && pid != rank.pid;
+    if (!is_another || !status->ranks(number).lost().empty()) continue;
+    rank.pid = pid;
+    rank.lost = absl::InfiniteFuture();
+    members_.insert(std::lower_bound(members_.begin(), members_.end(), number), number);
+  }
 }
 
 std::string ChaosGroup::CheckProcesses() const {

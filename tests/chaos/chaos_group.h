@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "client/client.h"
 #include "tests/support/network_lab.h"
 #include "tests/support/process.h"
 
@@ -33,6 +34,9 @@ class ChaosGroup {
 
   // The group is to go on without the rank, whose process is to end by itself, or has.
   void ExpectLoss(int rank);
+  // Makes members of the lost ranks that were started again and that rank 0 has taken in. Asks it.
+  void TakeBack();
+  bool whole() const { return members_.size() == ranks_.size(); }
   // A rank that ended though it is a member, or still runs long after it was lost; empty if none.
   std::string CheckProcesses() const;
   // Sockets and threads of the other members than rank 0: no more than at the start, less those to
@@ -57,6 +61,7 @@ class ChaosGroup {
   absl::Status Launch(const ChaosGroupOptions& options);
 
   std::string address_;
+  std::unique_ptr<Client> client_;
   std::map<int, Rank> ranks_;
   std::vector<int> members_;
 };

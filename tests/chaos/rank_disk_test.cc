@@ -42,10 +42,11 @@ class RankDiskTest : public testing::Test {
 
   std::unique_ptr<ChaosGroup> StartGroup(const std::string& log) const {
     const Arguments serve = {
-        JEVONS_BINARY,    "serve",     "--model",           disk(),
-        "--backend",      "cpu",       "--threads",         "1",
-        "--max-num-seqs", "8",         "--ranks",           absl::StrCat(kNumRanks),
-        "--transport",    "processes", "--kv-cache-tokens", "8192"};
+        JEVONS_BINARY,       "serve",     "--model",           disk(),
+        "--backend",         "cpu",       "--threads",         "1",
+        "--max-num-seqs",    "8",         "--ranks",           absl::StrCat(kNumRanks),
+        "--transport",       "processes", "--kv-cache-tokens", "8192",
+        "--restart-seconds", "0"};
     auto group = ChaosGroup::Start({.serve = serve, .num_ranks = kNumRanks, .log = log});
     EXPECT_TRUE(group.ok()) << group.status();
     return group.ok() ? *std::move(group) : nullptr;

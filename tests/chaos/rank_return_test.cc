@@ -110,5 +110,28 @@ TEST_F(RankReturnTest, ARankThatDiesWhileItComesBackChangesNothing) {
   End();
 }
 
+TEST_F(RankReturnTest, ARankThatWasStartedHereIsStartedAgain) {
+  group_ = std::make_unique<RankServer>(
+      ServeArguments(model_.path(), kNumRanks, {"--restart-seconds", "1"}));
+  ASSERT_TRUE(group_->ok());
+  LongCalls calls(group_->address(), 2 * kNumRanks);
+  ASSERT_TRUE(calls.AllStarted());
+  const std::map<int, pid_t> first = group_->ranks();
+  // The second stands still: it is lost by its silence, and ended before another one begins.
+  for (const int rank : {1, 2}) {
+    kill(first.at(rank), rank == 1 ? SIGKILL : SIGSTOP);
+    ASSERT_TRUE(WaitFor([&] { return !StatusOf(rank).lost().empty(); }));
+    ASSERT_TRUE(WaitFor([&] { return StatusOf(rank).lost().empty(); }));
+    EXPECT_LT(calls.UntilAllGoOn(kLongest), kSoon);
+    EXPECT_FALSE(ProcRuns(first.at(rank)));
+  }
+  const std::map<int, pid_t> now = RankChildrenOf(group_->process().pid());
+  EXPECT_EQ(now.size(), size_t{kNumRanks - 1});
+  calls.Join();
+  ExpectBeginnings(calls);
+  End();
+  for (const auto& [rank, pid] : now) EXPECT_FALSE(ProcRuns(pid)) << rank;
+}
+
 }  // namespace
 }  // namespace jevons

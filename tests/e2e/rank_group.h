@@ -1,6 +1,7 @@
 // Groups of ranks as processes of the real binary.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <map>
 #include <memory>
@@ -44,9 +45,12 @@ inline Arguments Join(Arguments a, const Arguments& b) {
   return a;
 }
 
-// Of `jevons serve` with transport processes.
-inline Arguments ServeArguments(const std::string& model, int num_ranks,
-                                const Arguments& more = {}) {
+// Of `jevons serve` with transport processes. A lost rank stays lost unless `more` says otherwise.
+inline Arguments ServeArguments(const std::string& model, int num_ranks, Arguments more = {}) {
+  constexpr char kRestart[] = "--restart-seconds";
+  if (std::find(more.begin(), more.end(), kRestart) == more.end()) {
+    more = Join(more, {kRestart, "0"});
+  }
   return Join({JEVONS_BINARY, "serve", "--model", model, "--listen", "127.0.0.1:0", "--backend",
                "cpu", "--threads", "1", "--max-num-seqs", "8", "--ranks", absl::StrCat(num_ranks),
                "--transport", "processes"},
