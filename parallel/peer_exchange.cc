@@ -81,8 +81,8 @@ absl::Status PeerExchange::Start(int64_t bytes, const NcclCall& call, NcclMember
                      "reaches ",
                      window_ == nullptr ? 1 : num_reached, " of ", info_.world_size));
   }
-  RETURN_IF_ERROR(member.FromCuda(call, LaunchFindPeers(window_, info_.world_size, state_, stream_),
-                                  "a kernel"));
+  RETURN_IF_ERROR(member.FromCuda(
+      call, LaunchFindPeers(window_, info_.world_size, state_, report_, stream_), "a kernel"));
   return member.WaitForStream(call);
 }
 

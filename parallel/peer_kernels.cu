@@ -9,7 +9,8 @@
 // before was queued before. A slot is written for exchange n + 1 only by a rank that has the bytes of n
 // from the one that reads it, which had then read the slot.
 //
-// A kernel that begins after the stop touches no other device: their memory may be gone.
+// A kernel that begins after the stop touches neither another device, whose memory may be gone, nor the
+// window, which the communicator takes along.
 //
 // Barrier, of the first kernel: all have read the number of the exchange before it is raised.
 #include "parallel/peer_kernels.h"
@@ -32,10 +33,10 @@ constexpr int kPerThread = 4;  // loads of a thread before it stores
 constexpr int64_t kBytesPerBlock = 32 * 1024;
 constexpr int64_t kMostBlocks = 64;  // of all peers: enough to fill the links
 
-__global__ void __launch_bounds__(128)
-    FindPeersKernel(ncclWindow_t window, int num_ranks, PeerState* state) {
+__global__ void __launch_bounds__(128) FindPeersKernel(ncclWindow_t window, int num_ranks,
+                                                       PeerState* state, const PeerReport* report) {
   const int peer = device::ThreadIdx();
-  if (peer >= num_ranks) return;
+  if (peer >= num_ranks || device::LoadSystem(&report->stop) != 0) return;
   state->shared[peer] = static_cast<char*>(ncclGetPeerPointer(window, 0, peer));
 }
 
@@ -167,9 +168,10 @@ cudaStream_t ToCuda(void* stream) { return static_cast<cudaStream_t>(stream); }
 
 }  // namespace
 
-int LaunchFindPeers(void* window, int32_t num_ranks, PeerState* state, void* stream) {
+int LaunchFindPeers(void* window, int32_t num_ranks, PeerState* state, const PeerReport* report,
+                    void* stream) {
   return cuda::Launch(&FindPeersKernel, ShapeOf(num_ranks), ToCuda(stream),
-                      static_cast<ncclWindow_t>(window), num_ranks, state);
+                      static_cast<ncclWindow_t>(window), num_ranks, state, report);
 }
 
 int LaunchPeerExchange(const PeerExchangeParams& p, void* stream) {

@@ -48,8 +48,9 @@ struct PeerExchangeParams {
   int32_t num_ranks = 1;
 };
 
-// Fills state->shared. `window`: an ncclWindow_t.
-int LaunchFindPeers(void* window, int32_t num_ranks, PeerState* state, void* stream);
+// Fills state->shared, unless it is told to stop. `window`: an ncclWindow_t.
+int LaunchFindPeers(void* window, int32_t num_ranks, PeerState* state, const PeerReport* report,
+                    void* stream);
 
 // Queues three kernels; all ranks queue the same exchanges in the same order. The first says to each
 // peer where its bytes are wanted and waits to hear the same; the second stores; the third tells each

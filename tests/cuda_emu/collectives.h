@@ -63,6 +63,8 @@ void Withdraw(Clique& clique, int rank);
 
 // nccl.cc. The rank has come to its next registration.
 ncclResult_t RegisterWindow(ncclComm_t comm, void* data, ncclWindow_t* window);
+// nccl.cc. Before the communicator ends, which forgets those that are left.
+ncclResult_t ForgetWindow(ncclComm_t comm, ncclWindow_t window);
 // nccl.cc. Puts a call into its stream, or into the group that this thread has begun.
 ncclResult_t Enqueue(ncclComm_t comm, cudaStream_t stream, const Transfer& transfer);
 

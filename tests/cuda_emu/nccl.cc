@@ -33,7 +33,8 @@ struct Communicator {
   std::weak_ptr<Stream> last_stream;
   // Every call that a graph holds is one more owner: while there are any the communicator stays.
   std::shared_ptr<int> graph_calls = std::make_shared<int>(0);
-  size_t num_windows = 0;  // registered by this rank
+  size_t num_windows = 0;                                   // registered by this rank
+  std::vector<std::unique_ptr<ncclWindow_vidmem>> windows;  // of these, still registered
 
   bool all_joined() const { return clique->num_joined == clique->num_ranks; }
   bool has_windows() const {
@@ -241,9 +242,20 @@ ncclResult_t RegisterWindow(ncclComm_t handle, void* data, ncclWindow_t* window)
   const size_t number = comm->num_windows++;
   if (windows.size() <= number) windows.emplace_back(comm->clique->num_ranks, nullptr);
   windows[number][comm->rank] = static_cast<char*>(data);
-  *window = new ncclWindow_vidmem{comm->clique, number};
+  comm->windows.push_back(
+      std::make_unique<ncclWindow_vidmem>(ncclWindow_vidmem{comm->clique, number}));
+  *window = comm->windows.back().get();
   state.changed.notify_all();
   return comm->ready() ? ncclSuccess : ncclInProgress;
+}
+
+ncclResult_t ForgetWindow(ncclComm_t handle, ncclWindow_t window) {
+  const Lock lock(GetState().mutex);
+  const std::shared_ptr<Communicator> comm = GetNccl().communicators.Find(handle);
+  if (comm == nullptr) return ncclInvalidArgument;
+  const size_t erased =
+      std::erase_if(comm->windows, [window](const auto& own) { return own.get() == window; });
+  return erased == 1 ? ncclSuccess : ncclInvalidArgument;
 }
 
 int64_t OutstandingCommunicators() {

@@ -41,8 +41,7 @@ ncclResult_t ncclCommWindowRegister(ncclComm_t comm, void* data, size_t bytes, n
 }
 
 ncclResult_t ncclCommWindowDeregister(ncclComm_t comm, ncclWindow_t window) {
-  delete window;
-  return ncclSuccess;
+  return ForgetWindow(comm, window);
 }
 
 ncclTeam_t ncclTeamLsa(ncclComm_t comm) {
