@@ -181,10 +181,11 @@ void Compute(const Warp& warp, int i) {
   static Matrices& m = *new Matrices;
   const Wgmma& call = *warp.wgmmas[i];
   LoadOperands(call, warp, m);
+  if (!call.accumulate) FillBytes(m.d, 0, sizeof(m.d));
   for (int row = 0; row < kRows; ++row) {
-    for (int n = 0; n < call.n; ++n) {
+    for (int n = 0; call.accumulate && n < call.n; ++n) {
       const Place place = PlaceOfD(row, n);
-      m.d[row][n] = call.accumulate ? call.before[place.lane][place.idx] : 0.0f;
+      m.d[row][n] = call.before[place.lane][place.idx];
     }
     for (int k = 0; k < kDepth; ++k) {
       for (int n = 0; n < call.n; ++n) m.d[row][n] += m.a[row][k] * m.b[k][n];
