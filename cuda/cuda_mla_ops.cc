@@ -98,7 +98,7 @@ absl::StatusOr<MlaAttentionParams> CudaBackend::AttentionParams(const MlaAttenti
                                                    args.out.ToString()));
   }
   const int32_t latent = Size(args.out, 2);
-  const int32_t num_slots = MlaNumSlots(facts_);
+  const int32_t num_slots = MlaNumSlots(Size(args.q, 1), facts_);
   RETURN_IF_ERROR(Reserve(attention_scratch_, MlaWorkspaceBytes(latent, num_slots)));
   return MlaAttentionParams{.q = Bf16Data(args.q),
                             .cache = args.cache.data,

@@ -89,7 +89,8 @@ class CudaPlanner : public Backend {
   absl::Status MlaPrepare(const MlaPrepareArgs&) override { return absl::OkStatus(); }
   absl::Status MlaAttention(const MlaAttentionArgs& args) override {
     const auto latent = static_cast<int32_t>(args.out.dim(2));
-    attention_bytes_ = std::max(attention_bytes_, MlaWorkspaceBytes(latent, MlaNumSlots(facts_)));
+    const int32_t num_slots = MlaNumSlots(static_cast<int32_t>(args.q.dim(1)), facts_);
+    attention_bytes_ = std::max(attention_bytes_, MlaWorkspaceBytes(latent, num_slots));
     return absl::OkStatus();
   }
   absl::Status MlaValues(const MlaValuesArgs& args) override {

@@ -26,12 +26,11 @@
 // half do; it costs 1,900 clocks of shared memory, 1.1 us. Expected, us:
 //   1 x 1k: 9-11, latency (bytes 0.4)   64 x 1k: 29 (25)   64 x 4k: 105 (101)
 //   256 x 1k: 107 (101)                 256 x 16k: 1,640 (1,610)
-// 128 heads do 242 a byte; the four row tiles of a token read a key from L2. A tile of 32 rows is
-// 1,700 clocks of tensor cores but 3,400 of shared memory (keys in 580, queries 1,150, keys 580,
-// scores 260, weights 290, values 510): at most 300 TF of the 600 that mma.sync has, 64 x 1k 61 us.
-// More needs operands that tensor cores read from shared memory themselves (wgmma), 64 rows a tile.
-// FP8: a tile is 42 KB, 1.8 us when all SMs draw; with what makes bf16 of it 2,600 clocks of shared
-// memory, 1.5 us, so memory decides only while all SMs draw: see docs/kernels/mla.md.
+// A tile of 32 rows is 1,700 clocks of tensor cores but 3,400 of shared memory (keys in 580,
+// queries 1,150, keys 580, scores 260, weights 290, values 510). Many heads, on devices that have
+// wgmma: mla_wide.cu. FP8: a tile is 42 KB, 1.8 us when all SMs draw; with what makes bf16 of it
+// 2,600 clocks of shared memory, 1.5 us, so memory decides only while all SMs draw: see
+// docs/kernels/mla.md.
 //
 // Barriers, per tile: 1 the tile has landed; 2 the scores are there; 3 weights and alpha are there;
 // 4 all have read the tile, and its buffer is filled again. One more where broken keys were zeroed,
@@ -45,18 +44,12 @@
 #include "cuda/mla_fp8.h"
 #include "cuda/mla_tile.h"
 #include "cuda/mla_values.h"
+#include "cuda/mla_wide.h"
 
 namespace jevons::cuda {
 namespace {
 
 using namespace mla;
-
-constexpr float kLog2E = 1.4426950408889634f;
-
-__device__ __forceinline__ MlaOutput OutputOf(const AttentionParams& args) {
-  const MlaAttentionParams& p = args.p;
-  return {p.out, p.out_stride, p.out_head_stride, p.num_heads, p.latent, args.plan.out_pairs};
-}
 
 // One item: its rows, keys and results.
 template <typename T, int kGroups>
@@ -116,7 +109,8 @@ class RowTile {
   __device__ __forceinline__ void Fetch(int key, int stage) {
     if (key < item_.end_key) {
       if constexpr (T::kFp8) {
-        LoadEntries<T>(args_, item_, key, s_.raw[stage]);
+        LoadEntries<T::kKeys, kMlaThreads>(args_, item_, key, device::Opaque(device::ThreadIdx()),
+                                           s_.raw[stage]);
       } else {
         LoadKeys<T>(args_, item_, key, s_.keys[stage]);
       }
@@ -132,7 +126,8 @@ class RowTile {
     device::SyncThreads();
     Bf16* const keys = s_.keys[T::kFp8 ? 0 : stage];
     if constexpr (T::kFp8) {
-      ConvertEntries<T>(args_, s_.raw[stage], keys);
+      ConvertEntries<T::kLatent, T::kKeys, kMlaThreads>(
+          args_, s_.raw[stage], [=](int row, int chunk) { return keys + Swizzled<T>(row, chunk); });
       device::SyncThreads();
       Fetch(key + 2 * T::kKeys, stage);
     }
@@ -229,33 +224,13 @@ class RowTile {
   MlaSoftmax state_[kGroups][2];  // of total_; no keys: the sum is 0 and the row NaN
 };
 
-// The piece that comes last adds up what all have stored, and leaves the counter at zero.
-template <typename T>
-__device__ __forceinline__ void ArriveAndMerge(const AttentionParams& args, const MlaItem& item,
-                                               Shared<T>& s) {
-  int32_t* arrivals = args.workspace.arrivals + item.slot;
-  device::ThreadFence();
-  device::SyncThreads();
-  if (device::ThreadIdx() == 0) {
-    s.is_last = device::AtomicAddAcqRel(arrivals, 1) == item.num_pieces - 1;
-  }
-  if (device::ThreadIdx() < item.num_rows) {
-    const int row = item.first_row + device::ThreadIdx();
-    s.position[device::ThreadIdx()] = item.first_position + row / args.p.num_heads;
-  }
-  device::SyncThreads();
-  if (s.is_last == 0) return;
-  MlaMergeSplits<T::kLatent>(args.workspace, item, s.position, OutputOf(args));
-  if (device::ThreadIdx() == 0) *arrivals = 0;
-}
-
 template <typename T>
 __global__ void __launch_bounds__(kMlaThreads, 1)
     MlaAttentionKernel(const __grid_constant__ AttentionParams args) {
   device::FollowKernelBefore();
   Shared<T>& s = device::SharedMemory<Shared<T>>();
   if (device::ThreadIdx() == 0) s.num_not_finite = 0;
-  MlaWalker walker(args.p, s.walker);
+  MlaWalker<false> walker(args.p, s.walker);
   const MlaItem& item = s.walker.item;
   while (walker.Next()) {
     if (item.num_rows == 0) continue;
@@ -264,11 +239,13 @@ __global__ void __launch_bounds__(kMlaThreads, 1)
     } else {
       RowTile<T, 2>(args, item, s).Run();
     }
-    if (item.slot >= 0 && args.plan.value_blocks == 0) ArriveAndMerge(args, item, s);
+    if (item.slot >= 0 && args.plan.value_blocks == 0) {
+      ArriveAndMerge<T::kLatent, false>(args, item, s.position, s.is_last);
+    }
   }
   static_assert(sizeof(ValuesShared) <= sizeof(Shared<T>));
   if (args.plan.value_blocks > 0) {
-    ValuesBlock<T::kLatent>(args, walker, reinterpret_cast<ValuesShared&>(s)).Run();
+    ValuesBlock<T::kLatent, false>(args, walker, reinterpret_cast<ValuesShared&>(s)).Run();
   }
 }
 
@@ -333,9 +310,20 @@ MlaWorkspace Places(void* workspace, int32_t num_slots) {
 
 }  // namespace
 
+// Heads of one token fill row tiles of 64, on devices that have wgmma.
+bool MlaIsWide(const MlaAttentionParams& p, const DeviceFacts& device) {
+  return device.sm == 90 && p.num_heads > 0 && p.num_heads % kMlaWideRows == 0 &&
+         p.latent == kLargeLatent && p.rope == kRopePadded;
+}
+
 // A row tile in n >= 2 pieces has n fair shares of the work, so all of them have at most num_sms
 // pieces; of its splits at most 5 n are stored, as they double with the position, in two groups.
-int32_t MlaNumSlots(const DeviceFacts& device) { return 10 * device.num_sms; }
+// Wide ones have four groups and, below 65,536 tokens, at most 2.5 n splits; and each block has a
+// total.
+int32_t MlaNumSlots(int32_t num_heads, const DeviceFacts& device) {
+  const bool wide = device.sm == 90 && num_heads % kMlaWideRows == 0;
+  return (10 + (wide ? kMlaTotalSlots : 0)) * device.num_sms;
+}
 
 int64_t MlaWorkspaceBytes(int32_t latent, int32_t num_slots) {
   const int64_t rows = static_cast<int64_t>(num_slots) * kMlaGroupRows;
@@ -351,6 +339,8 @@ MlaPlan ChooseMlaAttention(const MlaAttentionParams& p, const DeviceFacts& devic
   const auto smem_bytes = fp8 ? &Fp8Kernels::SmemBytes : &Bf16Kernels::SmemBytes;
   plan.keys = smem_bytes(plan.latent, 64) <= device.max_smem_bytes ? 64 : 32;
   plan.smem_bytes = smem_bytes(plan.latent, plan.keys);
+  plan.wide = MlaIsWide(p, device);
+  if (plan.wide) plan.smem_bytes = MlaWideSmemBytes(p.entry);
   plan.grid = p.num_tokens > 0 && p.num_seqs > 0 ? device.num_sms : 0;
   plan.q_unit = CopyUnit(p.q, p.q_stride, p.q_head_stride, width);
   plan.cache_unit = fp8 ? 16 : CopyUnit(p.cache, width, width, width);
@@ -370,6 +360,8 @@ cudaError_t LaunchMlaAttention(const MlaAttentionParams& params, const DeviceFac
                                cudaStream_t stream) {
   if (params.latent > kLargeLatent || params.rope > kRopePadded) return cudaErrorInvalidValue;
   const MlaPlan plan = ChooseMlaAttention(params, device);
+  const AttentionParams args = {params, plan, Places(params.workspace, params.num_slots)};
+  if (plan.wide) return LaunchMlaWide(args, device, stream);
   const auto kernel =
       params.entry == MlaEntry::kFp8 ? Fp8Kernels::Find(plan) : Bf16Kernels::Find(plan);
   LaunchShape shape;
@@ -377,8 +369,7 @@ cudaError_t LaunchMlaAttention(const MlaAttentionParams& params, const DeviceFac
   shape.block = kMlaThreads;
   shape.smem_bytes = plan.smem_bytes;
   shape.early = device.early;
-  return Launch(kernel, shape, stream,
-                AttentionParams{params, plan, Places(params.workspace, params.num_slots)});
+  return Launch(kernel, shape, stream, args);
 }
 
 }  // namespace jevons::cuda

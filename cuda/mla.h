@@ -38,7 +38,7 @@ struct MlaValuesParams {
 //         shorter than the queries or longer than the block table gives NaN in its rows; so does
 //         a block id outside [0, num_blocks) or a latent that is not finite, in the rows that see
 //         it. Entries past a row's position are never read into its sums
-// Order   splits of the keys at fixed positions (mla_walker.h), each split in tiles of 64 keys with
+// Order   splits of the keys at fixed positions (mla_splits.h), each split in tiles of 64 keys with
 //         a running maximum, splits added in ascending order: a row has the same bits alone, in any
 //         batch, however the prompt was chunked, and whatever the grid
 //         An FP8 entry goes on as the bf16 that it reads as: with latent = 64 or 512 the bits are
@@ -81,6 +81,7 @@ struct MlaPlan {
   int32_t smem_bytes = 0;
   int32_t q_unit = 0;      // bytes that a copy of q may move at once: 16, 4 or 2
   int32_t cache_unit = 0;  // the same for the cache; FP8: 16
+  bool wide = false;       // MlaIsWide: mla_wide.h
   bool out_pairs = false;  // out may be written two elements at a time
   // Of an FP8 entry.
   int32_t entry_bytes = 0;
@@ -90,9 +91,13 @@ struct MlaPlan {
   int32_t value_blocks = 0;
 };
 
+// Whether rows are taken 64 at a time, with other splits: a matter of model and device alone.
+bool MlaIsWide(const MlaAttentionParams& params, const DeviceFacts& device);
+
 // Places for 16 rows of partial results with which no sequence goes uncut that should be cut.
-// Fewer are allowed: then sequences go uncut, with the same results.
-int32_t MlaNumSlots(const DeviceFacts& device);
+// Fewer are allowed, where MlaIsWide down to four for each multiprocessor: then sequences go uncut,
+// with the same results.
+int32_t MlaNumSlots(int32_t num_heads, const DeviceFacts& device);
 int64_t MlaWorkspaceBytes(int32_t latent, int32_t num_slots);
 
 // Values come from the same launch where few tokens want them, and out is not written whole; where

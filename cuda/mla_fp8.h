@@ -5,25 +5,26 @@
 #include <cstdint>
 
 #include "cuda/device/numeric.h"
-#include "cuda/mla_tile.h"
+#include "cuda/mla_load.h"
 
 namespace jevons::cuda::mla {
 
-// Entries [first, first + kKeys) of the sequence: zero from the item's last key on, all bits set
-// where the block table is wrong, which reads as NaN.
-template <typename T>
+// Entries [first, first + kKeys) of the sequence, by kThreads threads, of which this is `thread`:
+// zero from the item's last key on, all bits set where the block table is wrong, which reads as
+// NaN.
+template <int kKeys, int kThreads, int kRawBytes>
 __device__ __forceinline__ void LoadEntries(const AttentionParams& args, const MlaItem& item,
-                                            int first, uint8_t* raw) {
+                                            int first, int thread, uint8_t (&raw)[kRawBytes]) {
+  constexpr int kEntryBytes = kRawBytes / kKeys;
   const MlaAttentionParams& p = args.p;
   const int32_t* table = p.block_tables + item.seq * p.table_stride;
   const int entry_bytes = args.plan.entry_bytes;
-  const int thread = device::Opaque(device::ThreadIdx());
   const int lane_bytes = thread % kLanesPerRow * 16;
-  for (int row = thread / kLanesPerRow; row < T::kKeys; row += kCopyRows) {
+  for (int row = thread / kLanesPerRow; row < kKeys; row += kThreads / kLanesPerRow) {
     const int key = first + row;
     const bool real = key < item.end_key;
     const int32_t block = real ? table[key / p.block_size] : 0;
-    uint8_t* to = raw + row * T::kRawBytes;
+    uint8_t* to = raw + row * kEntryBytes;
     if (!real || block < 0 || block >= p.num_blocks) {
       const uint32_t bits = real ? 0xFFFFFFFFu : 0u;
       for (int at = lane_bytes; at < entry_bytes; at += kLanesPerRow * 16) {
@@ -34,7 +35,7 @@ __device__ __forceinline__ void LoadEntries(const AttentionParams& args, const M
     const int64_t entry = static_cast<int64_t>(block) * p.block_size + key % p.block_size;
     const uint8_t* from = static_cast<const uint8_t*>(p.cache) + entry * entry_bytes;
 #pragma unroll
-    for (int line = 0; line < T::kRawBytes; line += kLanesPerRow * 16) {
+    for (int line = 0; line < kEntryBytes; line += kLanesPerRow * 16) {
       const int at = line + lane_bytes;
       if (at < entry_bytes) device::CpAsync<16>(to + at, from + at, 16);
     }
@@ -59,20 +60,24 @@ __device__ __forceinline__ uint4 ScaleE4m3(uint2 eight, uint32_t scale) {
 }
 
 // The tile's entries as bf16: latents in columns [0, latent), keys from column kLatent on, zeros
-// elsewhere. Sixteen lanes take the 128 bytes of a group, whose scale is one.
-template <typename T>
-__device__ __forceinline__ void ConvertEntries(const AttentionParams& args, const uint8_t* raw,
-                                               Bf16* keys) {
-  constexpr int kLatentChunks = T::kLatent / 8;
+// elsewhere; chunk i of eight columns goes to place(row, i). Sixteen lanes take the 128 bytes of a
+// group, whose scale is one.
+template <int kLatent, int kKeys, int kThreads, int kRawBytes, typename Place>
+__device__ __forceinline__ void ConvertEntries(const AttentionParams& args,
+                                               const uint8_t (&raw)[kRawBytes],
+                                               const Place& place) {
+  constexpr int kLatentChunks = kLatent / 8;
   constexpr int kLanes = kLatentChunks < 16 ? kLatentChunks : 16;
   constexpr int kRounds = kLatentChunks / kLanes;
   constexpr int kRopeChunks = kRopePadded / 8;
   static_assert(kLanes * 8 == kFp8Group || kLanes == kLatentChunks);
-  const int thread = device::Opaque(device::ThreadIdx());
-  const int lane = thread % kLanes;
 #pragma unroll 1
-  for (int row = thread / kLanes; row < T::kKeys; row += kMlaThreads / kLanes) {
-    const uint8_t* entry = raw + row * T::kRawBytes;
+  for (int first = 0; first < kKeys; first += kThreads / kLanes) {
+    const int thread = device::Opaque(device::ThreadIdx());
+    const int lane = thread % kLanes;
+    const int row = first + thread / kLanes;
+    if (row >= kKeys) break;
+    const uint8_t* entry = raw + row * (kRawBytes / kKeys);
     // All loads before the first store, which the compiler cannot know to be elsewhere.
     uint2 eight[kRounds];
     float scale[kRounds];
@@ -87,7 +92,7 @@ __device__ __forceinline__ void ConvertEntries(const AttentionParams& args, cons
     }
 #pragma unroll
     for (int i = 0; i < kRounds; ++i) {
-      *reinterpret_cast<uint4*>(keys + Swizzled<T>(row, lane + i * kLanes)) =
+      *reinterpret_cast<uint4*>(place(row, lane + i * kLanes)) =
           ScaleE4m3(eight[i], device::PackBf16(scale[i], scale[i]));
     }
     if (lane >= kRopeChunks) continue;
@@ -95,7 +100,7 @@ __device__ __forceinline__ void ConvertEntries(const AttentionParams& args, cons
     if (lane * 8 < args.p.rope) {
       key = *reinterpret_cast<const uint4*>(entry + args.plan.entry_keys + lane * 16);
     }
-    *reinterpret_cast<uint4*>(keys + Swizzled<T>(row, kLatentChunks + lane)) = key;
+    *reinterpret_cast<uint4*>(place(row, kLatentChunks + lane)) = key;
   }
 }
 

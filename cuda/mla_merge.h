@@ -56,8 +56,9 @@ __device__ __forceinline__ int64_t MlaPartialRow(const MlaItem& item, int partia
 }
 
 // Partial results that a row has of its own: none that begin past its position.
+template <bool kWide>
 __device__ __forceinline__ int MlaNumPartials(int position, int second_split) {
-  return 1 + max(0, MlaSplitOf(position) - second_split + 1);
+  return 1 + max(0, MlaSplits<kWide>(position).Of(position) - second_split + 1);
 }
 
 // Where the rows of an item go.
@@ -86,9 +87,11 @@ struct MlaOutput {
   }
 };
 
-// One row's partial results at four columns, as far as a thread has added them.
+// One row's partial results at four columns, as far as a thread has added them. Wide row tiles have
+// few of them.
+template <bool kWide>
 struct MlaMerge {
-  static constexpr int kBatch = 8;  // loads under way for one row
+  static constexpr int kBatch = kWide ? 4 : 8;  // loads under way for one row
   MlaSoftmax state;
   float4 total;
   float2 softmax[kBatch];
@@ -122,31 +125,31 @@ struct MlaMerge {
 
 // What    out = the partial results of a row tile, added in ascending order of their keys and
 //         divided by the sum of their weights
-// The block has seen that all pieces have arrived. Partial results past a row's position are not
-// its own. A thread does four columns of two rows at a time, so that the block has up to 64 KB of
-// loads under way.
-template <int kLatent>
+// kMlaThreads of the block call, which has seen that all pieces have arrived. Partial results past
+// a row's position are not its own. A thread does four columns of two rows at a time, so that the
+// block has up to 64 KB of loads under way.
+template <int kLatent, bool kWide>
 __device__ __forceinline__ void MlaMergeSplits(const MlaWorkspace& workspace, const MlaItem& item,
                                                const int32_t* positions, const MlaOutput& output) {
-  constexpr int kRows = 2;
+  constexpr int kRows = kWide ? 1 : 2;
   constexpr int kThreadsPerRow = kLatent / 4;
   constexpr int kRowStep = kMlaThreads / kThreadsPerRow;
   const int column = device::ThreadIdx() % kThreadsPerRow * 4;
 #pragma unroll 1
   for (int first_row = device::ThreadIdx() / kThreadsPerRow; first_row < item.num_rows;
        first_row += kRows * kRowStep) {
-    MlaMerge merge[kRows];
+    MlaMerge<kWide> merge[kRows];
     int row[kRows];
     int num_partials[kRows];
     int most = 0;
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
       row[i] = min(first_row + i * kRowStep, item.num_rows - 1);
-      num_partials[i] = MlaNumPartials(positions[row[i]], item.second_split);
+      num_partials[i] = MlaNumPartials<kWide>(positions[row[i]], item.second_split);
       most = max(most, num_partials[i]);
     }
 #pragma unroll 1
-    for (int first = 0; first < most; first += MlaMerge::kBatch) {
+    for (int first = 0; first < most; first += MlaMerge<kWide>::kBatch) {
 #pragma unroll
       for (int i = 0; i < kRows; ++i) {
         merge[i].Load(workspace, item, row[i], first, num_partials[i], kLatent, column);

@@ -18,7 +18,7 @@
 #include "cuda/device/mma.h"
 #include "cuda/gemm_layout.h"
 #include "cuda/last_block.h"
-#include "cuda/mla_tile.h"
+#include "cuda/mla_args.h"
 
 namespace jevons::cuda::mla {
 
@@ -28,7 +28,7 @@ constexpr int kValueSlice = 256;
 constexpr int kValueSlices = kLargeLatent / kValueSlice;
 constexpr int kSliceSteps = kValueSlice / 16;
 constexpr int kStepBytes = 512;
-static_assert(kUnitStrips * kValueSlices == kNumWarps);
+static_assert(kUnitStrips * kValueSlices == kMlaThreads / 32);
 
 // In the place of what attention had. The padding lets eight rows lie on different banks.
 struct ValuesShared {
@@ -38,12 +38,13 @@ struct ValuesShared {
   int32_t number;  // this block's among the last
 };
 
-// kLatent: padded, as the rows of the workspace are.
-template <int kLatent>
+// kLatent: padded, as the rows of the workspace are. Of a wide block the first kMlaThreads do the
+// work, the others meet them at the barriers.
+template <int kLatent, bool kWide>
 class ValuesBlock {
  public:
-  __device__ __forceinline__ ValuesBlock(const AttentionParams& args, const MlaWalker& walker,
-                                         ValuesShared& s)
+  __device__ __forceinline__ ValuesBlock(const AttentionParams& args,
+                                         const MlaWalker<kWide>& walker, ValuesShared& s)
       : args_(args), walker_(walker), s_(s) {}
 
   // All threads call when the block's part of attention is stored. Nothing of it is computed before,
@@ -53,7 +54,7 @@ class ValuesBlock {
     const int number = NumberAmongLast(args_.workspace.meeting, num_blocks, s_.number);
     if (number < 0) return;
     uint4 steps[kSliceSteps];
-    LoadSteps(number, steps);
+    if (Works()) LoadSteps(number, steps);
     if (device::ThreadIdx() < kValueTokens) s_.tokens[device::ThreadIdx()] = MlaCutToken{};
     device::SyncThreads();  // (0)
     walker_.FindCutTokens(s_.tokens);
@@ -61,16 +62,21 @@ class ValuesBlock {
     const int num_units = args_.p.num_heads * UnitsPerHead();
 #pragma unroll 1
     for (int unit = number; unit < num_units; unit += num_blocks) {
-      GatherRows(unit / UnitsPerHead());
+      if (Works()) GatherRows(unit / UnitsPerHead());
       device::SyncThreads();  // (1)
-      Multiply(steps);
-      LoadSteps(unit + num_blocks, steps);
+      if (Works()) {
+        Multiply(steps);
+        LoadSteps(unit + num_blocks, steps);
+      }
       device::SyncThreads();  // (2)
-      AddSlices(unit);
+      if (Works()) AddSlices(unit);
     }
   }
 
  private:
+  __device__ __forceinline__ bool Works() const {
+    return !kWide || device::Opaque(thread_) < kMlaThreads;
+  }
   __device__ __forceinline__ const PackedLayout& Layout() const { return args_.p.values.layout; }
   __device__ __forceinline__ int UnitsPerHead() const {
     return PaddedRows(Layout()) / (kUnitStrips * kStripRows);
@@ -119,10 +125,10 @@ class ValuesBlock {
     MlaItem item;
     item.slot = token.slot + row / token.rows_per_tile * token.tile_slots;
     item.num_groups = token.rows_per_tile / kMlaGroupRows;
-    const int num_partials = MlaNumPartials(token.position, token.second_split);
-    MlaMerge merge;
+    const int num_partials = MlaNumPartials<kWide>(token.position, token.second_split);
+    MlaMerge<kWide> merge;
 #pragma unroll 1
-    for (int first = 0; first < num_partials; first += MlaMerge::kBatch) {
+    for (int first = 0; first < num_partials; first += MlaMerge<kWide>::kBatch) {
       merge.Load(args_.workspace, item, row % token.rows_per_tile, first, num_partials, kLatent,
                  column);
       merge.Add(first, num_partials);
@@ -195,7 +201,7 @@ class ValuesBlock {
   }
 
   const AttentionParams& args_;
-  const MlaWalker& walker_;
+  const MlaWalker<kWide>& walker_;
   ValuesShared& s_;
   const int thread_ = device::Opaque(device::ThreadIdx());
 };

@@ -2,46 +2,30 @@
 // a fixed grid over the work of a step whose sizes only the device knows.
 //
 // A row of queries is one head of one token. A row tile is up to 32 rows that follow each other in
-// a sequence. An item is a row tile and a range of whole splits: a piece. Sequences are cut in more
-// than one piece only where one of their row tiles is far more than a fair share; nothing in
-// the results depends on where.
+// a sequence, or, if wide (mla_wide.h), 64 of one token. An item is a row tile and a range of whole
+// splits: a piece. Sequences are cut in more than one piece only where one of their row tiles is
+// far more than a fair share; nothing in the results depends on where.
 #pragma once
 
 #include <cstdint>
 
 #include "cuda/device/warp.h"
 #include "cuda/mla.h"
+#include "cuda/mla_splits.h"
 
 namespace jevons::cuda {
 
-constexpr int kMlaThreads = 256;
+constexpr int kMlaThreads = 256;  // that know sequences, merge and make values
+constexpr int kMlaWideThreads = 384;
 constexpr int kMlaGroupRows = 16;  // rows of one tensor-core tile
 constexpr int kMlaMostRows = 32;
+constexpr int kMlaWideRows = 64;
 constexpr int kMlaWorkTokens = 64;  // the unit of work
 constexpr int kMlaLeastPiece = 2;   // units: the smallest split
 // A row tile of 16 rows is bound by memory, and with bf16 entries half of the blocks can draw all
 // of it: such row tiles stay whole up to so many fair shares. FP8 entries are half the bytes and
 // more work, for which all blocks are needed.
 constexpr int kMlaMostShares = 2;
-constexpr int kMlaMostContext = 1 << 30;  // positions of splits stay in 32 bits
-constexpr int kMlaSmallSplits = 16;       // splits of 128 tokens below position 2048
-
-// Splits of 128 tokens below position 2048; from there on eight for each doubling of the position:
-// 16,384 tokens have 40 splits, 131,072 have 64.
-__host__ __device__ constexpr int MlaSplitBegin(int split) {
-  if (split < kMlaSmallSplits) return split * 128;
-  const int doubling = (split - kMlaSmallSplits) / 8;
-  return (8 + (split - kMlaSmallSplits) % 8) * (256 << doubling);
-}
-__host__ __device__ constexpr int MlaSplitOf(int position) {
-  if (position < 2048) return position / 128;
-  int doubling = 0;
-  while (position >> (doubling + 12) != 0) ++doubling;
-  return kMlaSmallSplits + 8 * doubling + (position >> (doubling + 8)) - 8;
-}
-static_assert(MlaSplitBegin(16) == 2048 && MlaSplitOf(2047) == 15 && MlaSplitOf(2048) == 16);
-static_assert(MlaSplitBegin(24) == 4096 && MlaSplitOf(4095) == 23 && MlaSplitOf(4096) == 24);
-
 struct MlaItem {
   int32_t seq;
   int32_t first_token;     // of the sequence
@@ -53,9 +37,10 @@ struct MlaItem {
   int32_t end_key;  // first_key or less: no keys
   int32_t piece;
   int32_t num_pieces;
-  int32_t second_split;  // where the second piece begins
-  int32_t slot;          // of the row tile's partial results; -1: not cut
-  int32_t num_groups;    // slots of one partial result
+  int32_t second_split;         // where the second piece begins
+  int32_t slot;                 // of the row tile's partial results; -1: not cut
+  int32_t num_groups;           // slots of one partial result
+  MlaSplits<true> wide_splits;  // if wide: all its rows have one position
 };
 
 // A token whose partial results nobody has added; slot -1: it has none.
@@ -68,8 +53,20 @@ struct MlaCutToken {
   int32_t second_split = 0;
 };
 
+// What a thread's own sequences have.
+struct MlaOwnItems {
+  int32_t first_item;
+  int32_t end_item;
+  int32_t first_slot;
+};
+
+// All that a walker knows: registers are short.
 struct MlaWalkerShared {
-  int64_t warp_sum[kMlaThreads / 32];
+  int64_t warp_sum[kMlaWideThreads / 32];
+  MlaOwnItems own[kMlaThreads];
+  int32_t share;
+  int32_t num_items;
+  int32_t pass;
   MlaItem item;
 };
 
@@ -85,6 +82,7 @@ struct MlaSequenceWork {
   int32_t num_units = 0;  // of the row tile with most keys
 };
 
+template <bool kWide>
 __device__ __forceinline__ MlaSequenceWork MlaDescribe(const MlaAttentionParams& p, int seq) {
   MlaSequenceWork work;
   const int32_t begin = p.cu_seqlens_q[seq];
@@ -92,7 +90,9 @@ __device__ __forceinline__ MlaSequenceWork MlaDescribe(const MlaAttentionParams&
   if (begin < 0 || end <= begin || end > p.num_tokens) return work;
   work.first_token = begin;
   work.num_rows = (end - begin) * p.num_heads;
-  if (work.num_rows <= kMlaGroupRows) {
+  if constexpr (kWide) {
+    work.rows_per_tile = kMlaWideRows;
+  } else if (work.num_rows <= kMlaGroupRows) {
     work.rows_per_tile = kMlaGroupRows;
     if (p.entry == MlaEntry::kBf16) work.most_shares = kMlaMostShares;
   }
@@ -106,16 +106,23 @@ __device__ __forceinline__ MlaSequenceWork MlaDescribe(const MlaAttentionParams&
   return work;
 }
 
-// How a sequence is cut when a fair share is `share` units.
+// How a sequence is cut when a fair share is `share` units. Wide ones whose rows have splits of
+// different lengths are not.
+template <bool kWide>
 struct MlaCut {
+  MlaSplits<kWide> splits;
   int32_t num_pieces;
   int32_t num_splits;
   int32_t num_units;
 
   __device__ __forceinline__ MlaCut(const MlaSequenceWork& work, int share)
-      : num_pieces(1),
-        num_splits(work.context > 0 ? MlaSplitOf(work.context - 1) + 1 : 0),
+      : splits(work.context - 1),
+        num_pieces(1),
+        num_splits(work.context > 0 ? splits.Of(work.context - 1) + 1 : 0),
         num_units(work.num_units) {
+    if constexpr (kWide) {
+      if (splits.log2 != MlaSplits<kWide>(work.first_position).log2) num_splits = 1;
+    }
     if (num_units > work.most_shares * share) num_pieces = min(num_units / share, num_splits);
   }
   // The first split of a piece: the first that begins at or after the piece's part of the keys.
@@ -124,8 +131,8 @@ struct MlaCut {
     if (piece == num_pieces) return num_splits;
     const int64_t unit = static_cast<int64_t>(piece) * num_units / num_pieces;
     const int token = static_cast<int>(unit) * kMlaWorkTokens;
-    const int split = MlaSplitOf(token);
-    return min(num_splits, MlaSplitBegin(split) < token ? split + 1 : split);
+    const int split = splits.Of(token);
+    return min(num_splits, splits.Begin(split) < token ? split + 1 : split);
   }
   // One partial result for the first piece and one for each later split.
   __device__ __forceinline__ int NumPartials() const {
@@ -135,31 +142,41 @@ struct MlaCut {
 
 // Gives each block its items. All threads of the block call each function together; each knows the
 // work of a run of sequences.
+template <bool kWide>
 class MlaWalker {
  public:
   __device__ __forceinline__ MlaWalker(const MlaAttentionParams& p, MlaWalkerShared& shared)
       : p_(p), shared_(shared) {
     int64_t units = 0;
     for (int s = Begin(0); s < Begin(1); ++s) {
-      const MlaSequenceWork work = MlaDescribe(p, s);
+      const MlaSequenceWork work = MlaDescribe<kWide>(p, s);
       units += static_cast<int64_t>(work.num_tiles) * work.num_units;
     }
     int64_t total = 0;
     ScanBlock(units, total);
     const int64_t share = (total + device::GridDimX() - 1) / device::GridDimX();
-    share_ = static_cast<int>(share < kMlaLeastPiece ? kMlaLeastPiece : share);
+    if (device::Opaque(device::ThreadIdx()) == 0) {
+      shared_.share = static_cast<int32_t>(share < kMlaLeastPiece ? kMlaLeastPiece : share);
+    }
+    device::SyncThreads();
 
     // Items in the low half, slots in the high half.
     int64_t counts = 0;
     for (int s = Begin(0); s < Begin(1); ++s) {
-      const MlaSequenceWork work = MlaDescribe(p, s);
+      const MlaSequenceWork work = MlaDescribe<kWide>(p, s);
       counts += Slots(work) << 32 | static_cast<uint32_t>(Items(work));
     }
     const int64_t before = ScanBlock(counts, total);
-    first_item_ = static_cast<int32_t>(before);
-    end_item_ = static_cast<int32_t>(before + counts);
-    first_slot_ = before >> 32;
-    num_items_ = static_cast<int32_t>(total);
+    if (Knows()) {
+      shared_.own[device::ThreadIdx()] = {static_cast<int32_t>(before),
+                                          static_cast<int32_t>(before + counts),
+                                          static_cast<int32_t>(before >> 32)};
+    }
+    if (device::Opaque(device::ThreadIdx()) == 0) {
+      shared_.num_items = static_cast<int32_t>(total);
+      shared_.pass = 0;
+    }
+    device::SyncThreads();
   }
 
   // Puts the block's next item into the shared memory, or false. The walk turns round after each
@@ -167,13 +184,17 @@ class MlaWalker {
   __device__ __forceinline__ bool Next() {
     const int grid = device::GridDimX();
     const int block = device::BlockIdxX();
+    const int pass = shared_.pass;
     const int64_t idx =
-        static_cast<int64_t>(pass_) * grid + (pass_ % 2 == 0 ? block : grid - 1 - block);
-    ++pass_;
-    if (idx >= num_items_) return false;
+        static_cast<int64_t>(pass) * grid + (pass % 2 == 0 ? block : grid - 1 - block);
+    if (idx >= shared_.num_items) return false;
     const int item = static_cast<int>(idx);
     device::SyncThreads();
-    if (item >= first_item_ && item < end_item_) Resolve(item);
+    if (device::Opaque(device::ThreadIdx()) == 0) ++shared_.pass;
+    if (Knows()) {
+      const MlaOwnItems& own = shared_.own[device::ThreadIdx()];
+      if (item >= own.first_item && item < own.end_item) Resolve(item, own);
+    }
     device::SyncThreads();
     return true;
   }
@@ -181,10 +202,11 @@ class MlaWalker {
   // Describes the tokens of all sequences that are cut, before the block's next barrier; the others
   // stay as they are.
   __device__ __forceinline__ void FindCutTokens(MlaCutToken* tokens) const {
-    int64_t slot = first_slot_;
+    if (!Knows()) return;
+    int64_t slot = shared_.own[device::ThreadIdx()].first_slot;
     for (int s = Begin(0); s < Begin(1); ++s) {
-      const MlaSequenceWork work = MlaDescribe(p_, s);
-      const MlaCut cut(work, share_);
+      const MlaSequenceWork work = MlaDescribe<kWide>(p_, s);
+      const MlaCut<kWide> cut(work, shared_.share);
       if (IsStored(work, cut, slot)) {
         const int num_groups = work.rows_per_tile / kMlaGroupRows;
         for (int i = 0; i < work.num_rows / p_.num_heads; ++i) {
@@ -198,30 +220,34 @@ class MlaWalker {
   }
 
  private:
+  // Whether this thread may have sequences.
+  __device__ __forceinline__ static bool Knows() {
+    return !kWide || device::Opaque(device::ThreadIdx()) < kMlaThreads;
+  }
   // The first sequence of this thread, or of one `later`.
   __device__ __forceinline__ int Begin(int later) const {
     const int per_thread = (p_.num_seqs + kMlaThreads - 1) / kMlaThreads;
     return min(p_.num_seqs, (device::Opaque(device::ThreadIdx()) + later) * per_thread);
   }
   __device__ __forceinline__ int32_t Items(const MlaSequenceWork& work) const {
-    return work.num_tiles * MlaCut(work, share_).num_pieces;
+    return work.num_tiles * MlaCut<kWide>(work, shared_.share).num_pieces;
   }
   __device__ __forceinline__ int64_t Slots(const MlaSequenceWork& work) const {
-    return static_cast<int64_t>(work.num_tiles) * MlaCut(work, share_).NumPartials() *
+    return static_cast<int64_t>(work.num_tiles) * MlaCut<kWide>(work, shared_.share).NumPartials() *
            (work.rows_per_tile / kMlaGroupRows);
   }
 
   // A sequence whose slots do not exist is not cut after all.
-  __device__ __forceinline__ bool IsStored(const MlaSequenceWork& work, const MlaCut& cut,
+  __device__ __forceinline__ bool IsStored(const MlaSequenceWork& work, const MlaCut<kWide>& cut,
                                            int64_t slot) const {
     return cut.num_pieces > 1 && slot + Slots(work) <= p_.num_slots;
   }
 
-  __device__ __forceinline__ void Resolve(int idx) {
-    int before = first_item_;
-    int64_t slot = first_slot_;
+  __device__ __forceinline__ void Resolve(int idx, const MlaOwnItems& own) {
+    int before = own.first_item;
+    int64_t slot = own.first_slot;
     for (int s = Begin(0); s < Begin(1); ++s) {
-      const MlaSequenceWork work = MlaDescribe(p_, s);
+      const MlaSequenceWork work = MlaDescribe<kWide>(p_, s);
       const int items = Items(work);
       if (idx < before + items) {
         shared_.item = ItemOf(s, work, idx - before, slot);
@@ -235,7 +261,7 @@ class MlaWalker {
   // Item `idx` of a sequence. Of one that is not cut after all the first pieces do everything.
   __device__ __forceinline__ MlaItem ItemOf(int seq, const MlaSequenceWork& work, int idx,
                                             int64_t slot) const {
-    const MlaCut cut(work, share_);
+    const MlaCut<kWide> cut(work, shared_.share);
     const bool stored = IsStored(work, cut, slot);
     const int tile = idx / cut.num_pieces;
     MlaItem item;
@@ -252,30 +278,35 @@ class MlaWalker {
         stored ? static_cast<int32_t>(slot) + tile * cut.NumPartials() * item.num_groups : -1;
     if (!stored && item.piece > 0) item.num_rows = 0;
     item.first_split = cut.Begin(item.piece);
-    item.first_key = MlaSplitBegin(item.first_split);
+    item.first_key = cut.splits.Begin(item.first_split);
+    if constexpr (kWide) {
+      item.wide_splits = MlaSplits<true>(work.first_position + item.first_row / p_.num_heads);
+    }
     const int last_row = item.first_row + item.num_rows - 1;
     const int num_keys = work.context > 0 ? work.first_position + last_row / p_.num_heads + 1 : 0;
     item.end_key = num_keys;
     if (stored && item.piece + 1 < cut.num_pieces) {
-      item.end_key = min(num_keys, MlaSplitBegin(cut.Begin(item.piece + 1)));
+      item.end_key = min(num_keys, cut.splits.Begin(cut.Begin(item.piece + 1)));
     }
     return item;
   }
 
   // The sum of the values of the threads before, and of all.
   __device__ __forceinline__ int64_t ScanBlock(int64_t value, int64_t& total) {
+    const int lane = device::Opaque(device::LaneIdx());
+    const int warp = device::Opaque(device::WarpIdx());
     int64_t upto = value;
 #pragma unroll
     for (int delta = 1; delta < 32; delta *= 2) {
       const int64_t other = device::ShflUp(upto, delta);
-      if (device::LaneIdx() >= delta) upto += other;
+      if (lane >= delta) upto += other;
     }
-    if (device::LaneIdx() == 31) shared_.warp_sum[device::WarpIdx()] = upto;
+    if (lane == 31) shared_.warp_sum[warp] = upto;
     device::SyncThreads();
     int64_t before = upto - value;
     total = 0;
     for (int w = 0; w < kMlaThreads / 32; ++w) {
-      if (w < device::WarpIdx()) before += shared_.warp_sum[w];
+      if (w < warp) before += shared_.warp_sum[w];
       total += shared_.warp_sum[w];
     }
     device::SyncThreads();
@@ -284,12 +315,6 @@ class MlaWalker {
 
   const MlaAttentionParams& p_;
   MlaWalkerShared& shared_;
-  int share_ = 0;
-  int first_item_ = 0;  // of this thread's sequences
-  int end_item_ = 0;
-  int64_t first_slot_ = 0;
-  int num_items_ = 0;
-  int pass_ = 0;
 };
 
 }  // namespace jevons::cuda

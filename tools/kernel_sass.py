@@ -40,6 +40,7 @@ FACTS = (
     Fact(r"^GemmKernel<.*kWgmma", [LOAD_16, COPY_16, WGMMA], [MMA], (4, 5)),
     # Four for each tile of keys, and one where broken keys were zeroed.
     Fact(r"^MlaAttentionKernel", [COPY_16, LOAD_MATRIX, LOAD_TRANSPOSED, MMA], [WGMMA], (5,)),
+    Fact(r"^MlaWideKernel", [COPY_16, WGMMA], [LOAD_MATRIX, LOAD_TRANSPOSED], None),
     Fact(r"^(MlaStoreKv|RmsNorm|SiluMul|Rope|Embed|ExpertCombine)Kernel", [LOAD_16, STORE_16], [], None),
     Fact(r"^GatherRowsKernel<uint4>", [LOAD_16, STORE_16], [], None),
     Fact(r"^SampleTokensKernel", [LOAD_16], [], None),

@@ -62,8 +62,8 @@ auto Fields(const GemmPlan& p) {
                   p.smem_bytes);
 }
 auto Fields(const MlaPlan& p) {
-  return std::tie(p.latent, p.keys, p.grid, p.smem_bytes, p.q_unit, p.cache_unit, p.out_pairs,
-                  p.entry_bytes, p.entry_scales, p.entry_keys, p.value_blocks);
+  return std::tie(p.latent, p.keys, p.grid, p.smem_bytes, p.q_unit, p.cache_unit, p.wide,
+                  p.out_pairs, p.entry_bytes, p.entry_scales, p.entry_keys, p.value_blocks);
 }
 
 // Calls `use` with each product, format, number of rows and device.
@@ -165,7 +165,7 @@ TEST(ChooseMlaAttentionTest, ATileFitsEveryDevice) {
       for (int32_t heads : {1, 3, 16, 128}) {
         for (int32_t tokens : kTokens) {
           MlaAttentionParams params = AttentionOf(latent, rope, heads, tokens);
-          params.num_slots = MlaNumSlots(device);
+          params.num_slots = MlaNumSlots(heads, device);
           const MlaPlan bf16 = ChooseMlaAttention(params, device);
           params.entry = MlaEntry::kFp8;
           const MlaPlan fp8 = ChooseMlaAttention(params, device);
@@ -183,6 +183,32 @@ TEST(ChooseMlaAttentionTest, ATileFitsEveryDevice) {
       }
     }
   }
+}
+
+TEST(ChooseMlaAttentionTest, ModelAndDeviceAloneDecideWhetherRowsAreTakenTogether) {
+  for (const DeviceFacts& device : kDevices) {
+    for (const auto& [latent, rope] :
+         {std::pair(512, 64), std::pair(512, 32), std::pair(256, 64)}) {
+      for (int32_t heads : {16, 63, 64, 96, 128}) {
+        for (MlaEntry entry : {MlaEntry::kBf16, MlaEntry::kFp8}) {
+          for (int32_t tokens : kTokens) {
+            MlaAttentionParams params = AttentionOf(latent, rope, heads, tokens);
+            params.entry = entry;
+            EXPECT_EQ(ChooseMlaAttention(params, device).wide,
+                      device.sm == 90 && latent == 512 && rope == 64 && heads % 64 == 0);
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(ChooseMlaAttentionTest, TotalsOfAllBlocksMustHavePlaces) {
+  const DeviceFacts& device = kDevices[1];
+  EXPECT_GE(MlaNumSlots(128, device), MlaNumSlots(16, device) + 4 * device.num_sms);
+  MlaAttentionParams params = AttentionOf(512, 64, 128, 1);
+  params.num_slots = 4 * device.num_sms - 1;
+  EXPECT_EQ(LaunchMlaAttention(params, device, nullptr), cudaErrorInvalidValue);
 }
 
 TEST(ChooseMlaAttentionTest, NothingToDoNeedsNoBlocks) {

@@ -98,6 +98,32 @@ class MlaStep {
     return step;
   }
 
+  // Which errors are a part of.
+  double LargestLatent() const {
+    if (shape_.cache == DType::kU8) return Decoded().LargestLatent();
+    double largest = 0;
+    for (int64_t i = 0; i < cache.size(); ++i) {
+      if (i % shape_.width() >= shape_.r || std::isnan(cache.Value(i))) continue;
+      largest = std::max(largest, std::abs(cache.Value(i)));
+    }
+    return largest;
+  }
+  // With the same cache a step of `num_queries` queries of one sequence, from `first_query` of all
+  // on, of which the last has position context - 1.
+  TestTensor RunPart(Backend& backend, int64_t seq, int32_t context, int32_t first_query,
+                     int32_t num_queries) const {
+    MlaStep part = *this;
+    part.cu_seqlens_q = IntTensor({0, num_queries});
+    part.context_lens = IntTensor({context});
+    TestTensor out(DType::kF32, {num_queries, shape_.num_heads, shape_.r});
+    MlaAttentionArgs args = part.Args(out);
+    args.q = q.view().Slice(first_query, num_queries);
+    args.block_tables = block_tables.view().Slice(seq, 1);
+    const absl::Status status = backend.MlaAttention(args);
+    EXPECT_TRUE(status.ok()) << status;
+    return out;
+  }
+
   MlaAttentionArgs Args(const TestTensor& out) const {
     // Scores with a spread of about 3: some keys matter, none alone.
     const float scale = 3 / std::sqrt(static_cast<float>(shape_.width()));
@@ -133,5 +159,13 @@ class MlaStep {
   }
   MlaShape shape_;
 };
+
+// Row `token` of the outputs of all heads.
+inline std::vector<double> OutRow(const TestTensor& out, int64_t token) {
+  const int64_t n = out.view().dim(1) * out.view().dim(2);
+  std::vector<double> row;
+  for (int64_t i = 0; i < n; ++i) row.push_back(out.Value(token * n + i));
+  return row;
+}
 
 }  // namespace jevons

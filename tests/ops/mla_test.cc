@@ -16,16 +16,6 @@ constexpr DType kCacheTypes[] = {kF32, kU8};
 
 class MlaTest : public OpTest {};
 
-double LargestLatent(const MlaStep& step, const MlaShape& shape) {
-  const TestTensor cache = shape.cache == kU8 ? step.Decoded().cache : step.cache;
-  double largest = 0;
-  for (int64_t i = 0; i < cache.size(); ++i) {
-    if (i % shape.width() >= shape.r || std::isnan(cache.Value(i))) continue;
-    largest = std::max(largest, std::abs(cache.Value(i)));
-  }
-  return largest;
-}
-
 // Against the twin, and the cache untouched.
 void CheckAttention(const MlaShape& shape, const std::vector<MlaSequence>& sequences,
                     const std::function<void(const std::function<Outputs(Backend&)>&)>& check) {
@@ -36,7 +26,7 @@ void CheckAttention(const MlaShape& shape, const std::vector<MlaSequence>& seque
                << (sequences.empty() ? 0 : sequences[0].context));
   const MlaStep step(shape, sequences);
   const double bound =
-      Tolerance(kMlaAttentionTolerance, kMlaAttentionBf16Tolerance) * LargestLatent(step, shape);
+      Tolerance(kMlaAttentionTolerance, kMlaAttentionBf16Tolerance) * step.LargestLatent();
   const std::vector<uint8_t> before = step.cache.ElementBytes();
   check([&](Backend& b) -> Outputs {
     return {{step.Run(b)}, {[bound](int64_t, double) { return bound; }}};
@@ -88,14 +78,6 @@ TEST_F(MlaTest, AttentionWithManyTilesAgreesWithTwin) {
   }
 }
 
-// Row `token` of the outputs of all heads.
-std::vector<double> OutRow(const TestTensor& out, int64_t token) {
-  const int64_t n = out.view().dim(1) * out.view().dim(2);
-  std::vector<double> row;
-  for (int64_t i = 0; i < n; ++i) row.push_back(out.Value(token * n + i));
-  return row;
-}
-
 TEST_F(MlaTest, AttentionIsBitwiseEqualHoweverThePromptIsChunked) {
   for (const MlaShape& shape :
        {MlaShape{16, 64, 8, 16}, MlaShape{3, 40, 8, 8}, MlaShape{20, 33, 8, 4},
@@ -106,15 +88,8 @@ TEST_F(MlaTest, AttentionIsBitwiseEqualHoweverThePromptIsChunked) {
     for (int32_t size : {1, 2, 7, 64, 100}) {
       for (int32_t begin = 0; begin < length; begin += size) {
         const int32_t count = std::min(size, length - begin);
-        // The cache and the queries of the whole prompt, of which this step sees a part.
-        MlaStep step = whole;
-        step.cu_seqlens_q = IntTensor({0, count});
-        step.context_lens = IntTensor({begin + count});
-        TestTensor out(kF32, {count, shape.num_heads, shape.r});
-        MlaAttentionArgs args = step.Args(out);
-        args.q = step.q.view().Slice(begin, count);
         Backend& backend = begin % 2 ? *one_thread_ : *two_threads_;
-        ASSERT_TRUE(backend.MlaAttention(args).ok());
+        const TestTensor out = whole.RunPart(backend, 0, begin + count, begin, count);
         for (int32_t i = 0; i < count; ++i) {
           ASSERT_EQ(OutRow(out, i), OutRow(want, begin + i)) << "chunk " << size << " at " << begin;
         }
@@ -133,14 +108,8 @@ TEST_F(MlaTest, AttentionOfASequenceIsTheSameAloneAndInABatch) {
     int32_t first = 0;
     for (size_t s = 0; s < sequences.size(); ++s) {
       const int32_t count = sequences[s].num_queries;
-      MlaStep alone = batch;
-      alone.cu_seqlens_q = IntTensor({0, count});
-      alone.context_lens = IntTensor({sequences[s].context});
-      TestTensor out(kF32, {count, shape.num_heads, shape.r});
-      MlaAttentionArgs args = alone.Args(out);
-      args.q = alone.q.view().Slice(first, count);
-      args.block_tables = alone.block_tables.view().Slice(static_cast<int64_t>(s), 1);
-      ASSERT_TRUE(one_thread_->MlaAttention(args).ok());
+      const TestTensor out =
+          batch.RunPart(*one_thread_, static_cast<int64_t>(s), sequences[s].context, first, count);
       for (int32_t i = 0; i < count; ++i) ASSERT_EQ(OutRow(out, i), OutRow(want, first + i));
       first += count;
     }
@@ -150,6 +119,7 @@ TEST_F(MlaTest, AttentionOfASequenceIsTheSameAloneAndInABatch) {
 TEST_F(MlaTest, AttentionOverFp8EntriesHasTheBitsOfTheValuesThatTheyReadAs) {
   for (const MlaStep& step : {MlaStep({16, 64, 8, 16, kU8}, {{200, 1}, {64, 64}, {130, 7}}),
                               MlaStep({16, 512, 64, 64, kU8}, {{700, 1}, {70, 3}}),
+                              MlaStep({64, 512, 64, 64, kU8}, {{1100, 1}, {70, 3}}),
                               MlaStep({3, 512, 64, 16, kU8}, {{130, 40}})}) {
     ExpectSameBits(step.Run(*one_thread_), step.Decoded().Run(*one_thread_));
   }
@@ -195,7 +165,7 @@ TEST_F(MlaTest, AttentionWithLargeScoresTakesTheLargest) {
   MlaStep step(shape, {{40, 1}});
   for (int64_t i = 0; i < step.q.size(); ++i) step.q.at<float>(i) *= 256;
   const double bound =
-      Tolerance(kMlaAttentionTolerance, kMlaAttentionBf16Tolerance) * LargestLatent(step, shape);
+      Tolerance(kMlaAttentionTolerance, kMlaAttentionBf16Tolerance) * step.LargestLatent();
   CheckAgainstTwin([&](Backend& b) -> Outputs {
     return {{step.Run(b)}, {[bound](int64_t, double) { return 20 * bound; }}};
   });
@@ -214,7 +184,7 @@ TEST_F(MlaTest, AttentionGivesNoWeightToKeysWithAScoreOfMinusInfinity) {
       step.SetEntry(0, u, values);
     }
     const double bound =
-        Tolerance(kMlaAttentionTolerance, kMlaAttentionBf16Tolerance) * LargestLatent(step, shape);
+        Tolerance(kMlaAttentionTolerance, kMlaAttentionBf16Tolerance) * step.LargestLatent();
     CheckAgainstTwin([&](Backend& b) -> Outputs {
       return {{step.Run(b)}, {[bound](int64_t, double) { return bound; }}};
     });

@@ -17,13 +17,16 @@ struct ValuesCase {
   std::vector<MlaSequence> sequences;
 };
 
-// DeepSeek-V2-Lite's widths, cut in pieces and whole; no token; then widths that divide nothing: a
-// token alone, whole and cut, as many as take one kernel, some of them cut, and more.
+// DeepSeek-V2-Lite's widths, cut in pieces and whole; the same with as many heads as Kimi K2 has;
+// no token; then widths that divide nothing: a token alone, whole and cut, as many as take one
+// kernel, some of them cut, and more.
 std::vector<ValuesCase> Cases() {
   constexpr DType kF32 = DType::kF32;
   constexpr DType kU8 = DType::kU8;
   std::vector<ValuesCase> out = {{{16, 512, 64, 64, kF32}, 128, {{300, 1}}},
                                  {{16, 512, 64, 64, kU8}, 128, {{40, 2}}},
+                                 {{64, 512, 64, 16, kF32}, 24, {{600, 1}}},
+                                 {{64, 512, 64, 16, kU8}, 5, {{5, 1}, {0, 0}, {90, 2}, {600, 1}}},
                                  {{3, 33, 2, 8, kF32}, 5, {}}};
   for (const auto& [shape, v] :
        {std::pair(MlaShape{3, 33, 2, 8, kF32}, 5), std::pair(MlaShape{2, 300, 6, 16, kF32}, 70),
