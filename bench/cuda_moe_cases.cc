@@ -45,6 +45,9 @@ class MoeBench {
                                              WeightUse::kPlain, 2));
     ASSIGN_OR_RETURN(router_, MakeRandomWeight(1, c_.n_routed_experts, c_.hidden_size, DType::kBF16,
                                                WeightUse::kPlain, 3));
+    ASSIGN_OR_RETURN(output_, MakeRandomWeight(1, c_.hidden_size,
+                                               int64_t{c_.num_attention_heads} * c_.v_head_dim,
+                                               dtype, WeightUse::kPlain, 4));
     std::vector<int64_t> batches = {1, 8, 16, 32, 64, 128, 256, 1024, 16384};
     if (bench_.options().quick) batches = {1, 8, 64, 256, 16384};
     if (bench_.options().tiny) batches = {1, 5};
@@ -126,6 +129,7 @@ class MoeBench {
     ASSIGN_OR_RETURN(const Routing own, Route(t, batch, 0));
     routed_ = {.norm = norm_, .router = router_.get(), .route = own.route, .plan = own.plan};
     ASSIGN_OR_RETURN(routed_.norm.delta, t.Random(DType::kF32, {batch, c_.hidden_size}, 1e-3f));
+    ASSIGN_OR_RETURN(attended_, t.Random(DType::kBF16, {batch, output_->k()}));
     RETURN_IF_ERROR(MeasureSmall(batch));
     RETURN_IF_ERROR(MeasureWithNorms(batch, experts));
     RETURN_IF_ERROR(MeasureProducts(batch, experts));
@@ -170,6 +174,15 @@ class MoeBench {
     route.flops = 4 * static_cast<double>(batch) * c_.hidden_size * c_.n_routed_experts;
     RETURN_IF_ERROR(Measure(route, batch, "norm_route", norm_.out,
                             [&](const Routing&) { return backend_->NormAndRoute(routed_); }));
+    const double attended = static_cast<double>(batch * output_->k());
+    BenchRow output = route;
+    output.bytes += static_cast<double>(output_->bytes()) + 2 * attended + 4 * values;
+    output.flops += 2 * attended * c_.hidden_size;
+    output.fp8 = fp8_;
+    RETURN_IF_ERROR(Measure(output, batch, "o_norm_route", norm_.out, [&](const Routing&) {
+      return backend_->LinearAndRoute(
+          {.linear = {attended_, output_.get(), {}, routed_.norm.delta}, .route = routed_});
+    }));
     BenchRow end;
     end.bytes = 2 * rows * c_.hidden_size + values * (4 + 4 + 2) + 8 * rows;
     end.flops = 2 * rows * c_.hidden_size + 5 * values;
@@ -259,9 +272,9 @@ class MoeBench {
   const bool even_;
   bool fp8_ = false;
   Backend* backend_ = nullptr;
-  std::unique_ptr<Weight> gate_up_, down_, router_;
+  std::unique_ptr<Weight> gate_up_, down_, router_, output_;
   std::vector<Routing> routings_;
-  TensorView x_, act_, expert_out_, out_;
+  TensorView x_, act_, expert_out_, out_, attended_;
   RmsNormArgs norm_;
   NormAndRouteArgs routed_;
 };

@@ -201,6 +201,13 @@ absl::Status RandomBackend::NormAndRoute(const NormAndRouteArgs& args) {
   return args.plan.cu_rows.present() ? CountExperts(args.plan) : absl::OkStatus();
 }
 
+absl::Status RandomBackend::LinearAndRoute(const LinearAndRouteArgs& args) {
+  CountWeight(*args.linear.weight, 1);
+  CountWeight(*args.route.router, 1);
+  RETURN_IF_ERROR(Plain(inner_->LinearAndRoute(args)));
+  return args.route.plan.cu_rows.present() ? CountExperts(args.route.plan) : absl::OkStatus();
+}
+
 absl::Status RandomBackend::FinishExperts(const GroupedGemmArgs& down,
                                           const CombineAndNormArgs& end) {
   CountWeight(*down.weight, used_experts_);

@@ -103,6 +103,7 @@ class RandomBackend : public Backend {
     return Plain(inner_->ExpertCombine(args));
   }
   absl::Status NormAndRoute(const NormAndRouteArgs& args) override;
+  absl::Status LinearAndRoute(const LinearAndRouteArgs& args) override;
   absl::Status CombineAndNorm(const CombineAndNormArgs& args) override {
     return Plain(inner_->CombineAndNorm(args));
   }

@@ -66,6 +66,7 @@ class CudaBackend : public Backend {
   absl::Status RouteAndDispatch(const RouteTopKArgs& route, const DispatchPlan& plan) override;
   absl::Status ExpertCombine(const ExpertCombineArgs& args) override;
   absl::Status NormAndRoute(const NormAndRouteArgs& args) override;
+  absl::Status LinearAndRoute(const LinearAndRouteArgs& args) override;
   absl::Status CombineAndNorm(const CombineAndNormArgs& args) override;
   absl::Status FinishExperts(const GroupedGemmArgs& down, const CombineAndNormArgs& end) override;
   absl::Status RankDispatch(const RankDispatchArgs& args) override;
@@ -85,12 +86,17 @@ class CudaBackend : public Backend {
   // Scratch of at least `bytes`, kept between calls. FAILED_PRECONDITION where it would have to grow
   // while a step is recorded.
   absl::Status Reserve(std::unique_ptr<DeviceBuffer>& scratch, int64_t bytes);
+  // Two, which the kernels of all ops share.
+  absl::StatusOr<int32_t*> BlockCounters();
 
   // For the launches of one op. The first kernel of a step begins when all before has ended, so what
   // is written between steps is there; from it on a kernel may begin before the one in front ends.
   DeviceFacts LaunchFacts();
 
   absl::StatusOr<MlaAttentionParams> AttentionParams(const MlaAttentionArgs& args);
+  // With its scratch.
+  absl::StatusOr<RouterParams> NormAndRouteParams(const NormAndRouteArgs& args,
+                                                  const CudaWeight& router);
 
   // Each queues its kernels; the arguments are valid. NormThenRoute gives the bits of NormAndRoute
   // for a step that one kernel does not take.
@@ -114,7 +120,8 @@ class CudaBackend : public Backend {
   StagingRing writes_{kWriteSlots};
   StagingRing uploads_{kUploadSlots};
   std::unique_ptr<DeviceBuffer> attention_scratch_;
-  std::unique_ptr<DeviceBuffer> block_counter_;  // blocks that are done; 0 between launches
+  // What blocks of a kernel count of each other; 0 between launches.
+  std::unique_ptr<DeviceBuffer> block_counters_;
   std::unique_ptr<DeviceBuffer> router_scratch_;
   std::unique_ptr<DeviceBuffer> raw_rows_;
   std::unique_ptr<CublasLt> cublaslt_;  // null where options_.cublaslt_rows is 0

@@ -4,6 +4,7 @@
 #include "cuda/exchange.h"
 #include "cuda/finish.h"
 #include "cuda/kernel_params.h"
+#include "cuda/linear_route.h"
 #include "cuda/packed_rows.h"
 #include "cuda/route.h"
 #include "cuda/router.h"
@@ -110,33 +111,59 @@ absl::Status CudaBackend::ChooseAndDispatch(const RouteTopKParams& params,
         Launched(LaunchRouteTopK(params, LaunchFacts(), stream_), "RouteTopK", route.topk_idx));
     return ExpertDispatch({route.topk_idx, plan});
   }
-  RETURN_IF_ERROR(Reserve(block_counter_, sizeof(int32_t)));
+  ASSIGN_OR_RETURN(int32_t* const counters, BlockCounters());
   const RouteAndDispatchParams p = {.route = params,
                                     .cu_rows = plan.cu_rows.ptr<int32_t>(),
                                     .row_token = plan.row_token.ptr<int32_t>(),
                                     .token_row = plan.token_row.ptr<int32_t>(),
-                                    .num_done = block_counter_->ptr<int32_t>()};
+                                    .num_done = counters};
   return Launched(LaunchRouteAndDispatch(p, LaunchFacts(), stream_), "RouteAndDispatch",
                   route.topk_idx);
+}
+
+absl::StatusOr<RouterParams> CudaBackend::NormAndRouteParams(const NormAndRouteArgs& args,
+                                                             const CudaWeight& router) {
+  ASSIGN_OR_RETURN(int32_t* const counters, BlockCounters());
+  const RouterParams p = {.norm = NormParams(args.norm),
+                          .weight = router.data(),
+                          .layout = router.layout(),
+                          .route = RouteParams(args.route),
+                          .cu_rows = args.plan.cu_rows.ptr<int32_t>(),
+                          .row_token = args.plan.row_token.ptr<int32_t>(),
+                          .token_row = args.plan.token_row.ptr<int32_t>(),
+                          .num_done = counters};
+  RETURN_IF_ERROR(Reserve(router_scratch_, RouterScratchBytes(p.norm.num_tokens, p.norm.out_stride,
+                                                              p.route.logits_stride)));
+  return p;
 }
 
 absl::Status CudaBackend::NormAndRoute(const NormAndRouteArgs& args) {
   RETURN_IF_ERROR(Validate(args, kRules));
   ASSIGN_OR_RETURN(const CudaWeight* weight,
                    OwnWeight("NormAndRoute", args.router, WeightUse::kPlain));
-  RETURN_IF_ERROR(Reserve(block_counter_, sizeof(int32_t)));
-  const RouterParams p = {.norm = NormParams(args.norm),
-                          .weight = weight->data(),
-                          .layout = weight->layout(),
-                          .route = RouteParams(args.route),
-                          .cu_rows = args.plan.cu_rows.ptr<int32_t>(),
-                          .row_token = args.plan.row_token.ptr<int32_t>(),
-                          .token_row = args.plan.token_row.ptr<int32_t>(),
-                          .num_done = block_counter_->ptr<int32_t>()};
-  RETURN_IF_ERROR(Reserve(router_scratch_, RouterScratchBytes(p.norm.num_tokens, p.norm.out_stride,
-                                                              p.route.logits_stride)));
+  ASSIGN_OR_RETURN(const RouterParams p, NormAndRouteParams(args, *weight));
   if (ChooseRouter(p, facts_).threads == 0) return NormThenRoute(p, *weight, args);
   return Launched(LaunchRouter(p, LaunchFacts(), stream_), "NormAndRoute", args.norm.out);
+}
+
+absl::Status CudaBackend::LinearAndRoute(const LinearAndRouteArgs& args) {
+  RETURN_IF_ERROR(Validate(args, kRules));
+  const LinearArgs& linear = args.linear;
+  ASSIGN_OR_RETURN(const CudaWeight* weight,
+                   OwnWeight("LinearAndRoute", linear.weight, WeightUse::kPlain));
+  ASSIGN_OR_RETURN(const CudaWeight* router,
+                   OwnWeight("LinearAndRoute", args.route.router, WeightUse::kPlain));
+  ASSIGN_OR_RETURN(const RouterParams route, NormAndRouteParams(args.route, *router));
+  LinearRouteParams p = {.product = Product(*weight, linear.x, linear.out),
+                         .router = route,
+                         .meeting = route.num_done};
+  p.product.bias = linear.bias.ptr<float>();
+  if (ChooseLinearRoute(p, facts_).gemm.num_blocks == 0) {
+    RETURN_IF_ERROR(Linear(linear));
+    return NormAndRoute(args.route);
+  }
+  return Launched(LaunchLinearRoute(p, LaunchFacts(), stream_), "LinearAndRoute",
+                  args.route.norm.out);
 }
 
 absl::Status CudaBackend::NormThenRoute(const RouterParams& p, const CudaWeight& weight,
@@ -185,11 +212,11 @@ absl::Status CudaBackend::FinishExperts(const GroupedGemmArgs& down,
     return absl::InvalidArgumentError(
         "FinishExperts: combine.expert_out must be what the product gives");
   }
-  RETURN_IF_ERROR(Reserve(block_counter_, sizeof(int32_t)));
+  ASSIGN_OR_RETURN(int32_t* const counters, BlockCounters());
   const FinishParams p = {.product = product,
                           .combine = CombineParams(end.combine),
                           .norm = NormParams(end.norm),
-                          .num_done = block_counter_->ptr<int32_t>()};
+                          .num_done = counters};
   if (ChooseFinish(p, facts_).gemm.num_blocks == 0) return Backend::FinishExperts(down, end);
   return Launched(LaunchFinish(p, LaunchFacts(), stream_), "FinishExperts", end.norm.out);
 }

@@ -94,11 +94,11 @@ absl::Status CudaBackend::LinearAndNorm(const LinearAndNormArgs& args) {
   const LinearArgs& linear = args.linear;
   ASSIGN_OR_RETURN(const CudaWeight* weight,
                    OwnWeight("LinearAndNorm", linear.weight, WeightUse::kPlain));
-  RETURN_IF_ERROR(Reserve(block_counter_, sizeof(int32_t)));
+  ASSIGN_OR_RETURN(int32_t* const counters, BlockCounters());
   FinishParams p = {.product = Product(*weight, linear.x, linear.out),
                     .combine = {},
                     .norm = NormParams(args.norm),
-                    .num_done = block_counter_->ptr<int32_t>()};
+                    .num_done = counters};
   p.product.bias = linear.bias.ptr<float>();
   if (ChooseFinish(p, facts_).gemm.num_blocks == 0) {
     RETURN_IF_ERROR(Linear(linear));

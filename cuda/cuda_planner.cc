@@ -109,6 +109,9 @@ class CudaPlanner : public Backend {
     router_bytes_ = std::max(router_bytes_, bytes);
     return absl::OkStatus();
   }
+  absl::Status LinearAndRoute(const LinearAndRouteArgs& args) override {
+    return NormAndRoute(args.route);
+  }
   absl::Status CombineAndNorm(const CombineAndNormArgs&) override { return absl::OkStatus(); }
   absl::Status FinishExperts(const GroupedGemmArgs&, const CombineAndNormArgs&) override {
     return absl::OkStatus();

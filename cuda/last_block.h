@@ -4,17 +4,21 @@
 
 namespace jevons::cuda {
 
-// Whether this block is the last of its grid (one-dimensional) to call: it then sees what the others
-// wrote before they called. All threads call, once. `num_done` is 0 before the launch, and after it
-// where the last block has called ResetBlocks. `flag` is shared memory that nothing else uses.
+// Whether this block is the last of `num_blocks` to call: it then sees what the others wrote before
+// they called. All threads of these blocks call, once. `num_done` is 0 before the first of them.
+// `flag` is shared memory that nothing else uses.
 // Barriers: before the block reports itself done; before its threads know whether it was last.
-__device__ __forceinline__ bool IsLastBlock(int32_t* num_done, int32_t& flag) {
+__device__ __forceinline__ bool IsLastOf(int num_blocks, int32_t* num_done, int32_t& flag) {
   device::SyncThreads();
-  if (device::ThreadIdx() == 0) {
-    flag = device::AtomicAddAcqRel(num_done, 1) == device::GridDimX() - 1;
-  }
+  if (device::ThreadIdx() == 0) flag = device::AtomicAddAcqRel(num_done, 1) == num_blocks - 1;
   device::SyncThreads();
   return flag != 0;
+}
+
+// The same of all blocks of a grid (one-dimensional). `num_done` is 0 before the launch, and after it
+// where the last block has called ResetBlocks.
+__device__ __forceinline__ bool IsLastBlock(int32_t* num_done, int32_t& flag) {
+  return IsLastOf(device::GridDimX(), num_done, flag);
 }
 
 __device__ __forceinline__ void ResetBlocks(int32_t* num_done) {
@@ -42,9 +46,24 @@ __device__ __forceinline__ int NumberAmongLast(BlockMeeting* meeting, int num_la
 }
 
 // Called by those that have a part: waits for all blocks of the grid, and then sees what they wrote
-// before they came. It ends if the device can hold `num_last` of the blocks at once: whoever waits is
-// one of the last, all other blocks but those have ended, and so each that is missing has a place.
+// before they came. It ends if the device can hold as many of the blocks at once as have a part:
+// whoever waits is one of the last, all other blocks but those have ended, and so each that is
+// missing has a place.
 // Barrier: all have come.
+__device__ __forceinline__ void WaitForAllBlocks(const BlockMeeting* meeting) {
+  if (device::ThreadIdx() == 0) device::WaitAtLeast(&meeting->num_come, device::GridDimX());
+  device::SyncThreads();
+}
+
+// Whether this block is the last with a part to call, behind WaitForAllBlocks; the meeting is over
+// then. As IsLastOf.
+__device__ __forceinline__ bool IsLastToGo(BlockMeeting* meeting, int num_last, int32_t& flag) {
+  const bool is_last = IsLastOf(num_last, &meeting->num_gone, flag);
+  if (is_last && device::ThreadIdx() == 0) *meeting = BlockMeeting{};
+  return is_last;
+}
+
+// WaitForAllBlocks for parts that end apart from each other: the meeting is over when all have called.
 __device__ __forceinline__ void WaitForBlocks(BlockMeeting* meeting, int num_last) {
   if (device::ThreadIdx() == 0) {
     device::WaitAtLeast(&meeting->num_come, device::GridDimX());

@@ -51,8 +51,13 @@ absl::Status ModelRunner::BeginLayer(int32_t layer_idx, const Step& step) {
   // What other ranks give for the layer before is waited for here, after the other part's experts.
   RETURN_IF_ERROR(EndLayer(layer_idx - 1, step));
   RETURN_IF_ERROR(Attention(layer_idx, step));
+  const LinearArgs output = {.x = work_.values.view.Slice(0, step.num_tokens),
+                             .weight = layer.attention.o.get(),
+                             .bias = layer.attention.o_bias.view,
+                             .out = delta};
   const RmsNormArgs before = Normed(step, layer.post_attention_norm, delta);
-  if (config_.IsMoeLayer(layer_idx)) return Moe(layer_idx, step, before);
+  if (config_.IsMoeLayer(layer_idx)) return Moe(layer_idx, step, output, before);
+  RETURN_IF_ERROR(backend_->Linear(output));
   RETURN_IF_ERROR(backend_->RmsNorm(before));
   RETURN_IF_ERROR(DenseMlp(layer.dense, step, delta));
   return backend_->RmsNorm(NextNorm(layer_idx, step));
@@ -111,17 +116,15 @@ absl::Status ModelRunner::Attention(int32_t layer_idx, const Step& step) {
                                         .out = q_latent}));
   const TensorView attended = work_.attended.view.Slice(0, t).SplitLast(r);
   const TensorView values = work_.values.view.Slice(0, t);
-  RETURN_IF_ERROR(backend_->MlaValues({.attention = {.q = q_latent,
-                                                     .cache = cache_.layer(layer_idx),
-                                                     .block_tables = step.block_tables,
-                                                     .cu_seqlens_q = step.cu_seqlens_q,
-                                                     .context_lens = step.context_lens,
-                                                     .scale = softmax_scale_,
-                                                     .out = attended},
-                                       .uv = w.uv.get(),
-                                       .out = values.SplitLast(config_.v_head_dim)}));
-  return backend_->Linear(
-      {.x = values, .weight = w.o.get(), .bias = w.o_bias.view, .out = Rows(work_.delta, step)});
+  return backend_->MlaValues({.attention = {.q = q_latent,
+                                            .cache = cache_.layer(layer_idx),
+                                            .block_tables = step.block_tables,
+                                            .cu_seqlens_q = step.cu_seqlens_q,
+                                            .context_lens = step.context_lens,
+                                            .scale = softmax_scale_,
+                                            .out = attended},
+                              .uv = w.uv.get(),
+                              .out = values.SplitLast(config_.v_head_dim)});
 }
 
 absl::Status ModelRunner::DenseMlp(const MlpWeights& mlp, const Step& step, const TensorView& out) {
@@ -140,7 +143,8 @@ absl::Status ModelRunner::DenseMlp(const MlpWeights& mlp, const Step& step, cons
   return backend_->Linear({.x = act, .weight = mlp.down.get(), .bias = {}, .out = out});
 }
 
-absl::Status ModelRunner::Moe(int32_t layer_idx, const Step& step, const RmsNormArgs& before) {
+absl::Status ModelRunner::Moe(int32_t layer_idx, const Step& step, const LinearArgs& output,
+                              const RmsNormArgs& before) {
   const MoeWeights& moe = weights_.layers[layer_idx].moe;
   const RoutedTokens tokens = Routed(moe, step);
   RouteTopKArgs route = RouterRule(config_);
@@ -157,8 +161,9 @@ absl::Status ModelRunner::Moe(int32_t layer_idx, const Step& step, const RmsNorm
             .row_token = work_.row_token.view.Slice(0, route.topk_idx.num_elements()),
             .token_row = work_.token_row.view.Slice(0, step.num_tokens)};
   }
-  RETURN_IF_ERROR(backend_->NormAndRoute(
-      {.norm = before, .router = moe.router.get(), .route = route, .plan = plan}));
+  RETURN_IF_ERROR(backend_->LinearAndRoute(
+      {.linear = output,
+       .route = {.norm = before, .router = moe.router.get(), .route = route, .plan = plan}}));
   if (experts_ != nullptr) RETURN_IF_ERROR(experts_->Send(step.part_idx, layer_idx, tokens));
   // While tokens are on their way.
   if (tokens.shared.present()) RETURN_IF_ERROR(DenseMlp(moe.shared, step, tokens.shared));

@@ -131,11 +131,13 @@ class ModelRunner {
   absl::StatusOr<int64_t> WriteRows(std::span<const int32_t> rows);
   absl::Status ComputeLogits(int64_t num_rows);
   absl::Status ComputeSamples(int64_t num_rows);
-  // `delta` of the workspace = attention of the normed rows.
+  // `values` of the workspace = attention of the normed rows; its output product comes behind.
   absl::Status Attention(int32_t layer_idx, const Step& step);
   absl::Status DenseMlp(const MlpWeights& mlp, const Step& step, const TensorView& out);
-  // `before` is the norm in front of it.
-  absl::Status Moe(int32_t layer_idx, const Step& step, const RmsNormArgs& before);
+  // In front of it stand the product `output` of attention and the norm `before`, which adds it to
+  // the residual.
+  absl::Status Moe(int32_t layer_idx, const Step& step, const LinearArgs& output,
+                   const RmsNormArgs& before);
   // The experts of the choices, all of them on this rank, and the norm `after` them.
   absl::Status LocalExperts(const MoeWeights& moe, const DispatchPlan& plan,
                             const RoutedTokens& tokens, const RmsNormArgs& after);

@@ -84,6 +84,12 @@ absl::Status Backend::NormAndRoute(const NormAndRouteArgs& args) {
                                      : RouteTopK(args.route);
 }
 
+absl::Status Backend::LinearAndRoute(const LinearAndRouteArgs& args) {
+  RETURN_IF_ERROR(Validate(args));
+  RETURN_IF_ERROR(Linear(args.linear));
+  return NormAndRoute(args.route);
+}
+
 absl::Status Backend::CombineAndNorm(const CombineAndNormArgs& args) {
   RETURN_IF_ERROR(Validate(args));
   RETURN_IF_ERROR(ExpertCombine(args.combine));

@@ -139,6 +139,7 @@ class Backend {
   virtual absl::Status ExpertCombine(const ExpertCombineArgs& args) = 0;
   // The ops that each of these consists of, one after the other; a backend may do them at once.
   virtual absl::Status NormAndRoute(const NormAndRouteArgs& args);
+  virtual absl::Status LinearAndRoute(const LinearAndRouteArgs& args);
   virtual absl::Status CombineAndNorm(const CombineAndNormArgs& args);
   // `down`, whose output is end.combine.expert_out, then CombineAndNorm.
   virtual absl::Status FinishExperts(const GroupedGemmArgs& down, const CombineAndNormArgs& end);

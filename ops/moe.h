@@ -3,6 +3,7 @@
 
 #include "base/tensor_view.h"
 #include "ops/elementwise.h"
+#include "ops/linear.h"
 #include "ops/weight.h"
 
 namespace jevons {
@@ -73,6 +74,14 @@ struct NormAndRouteArgs {
   DispatchPlan plan;  // no view of it, or all
 };
 inline constexpr double kRouterTolerance = 1e-5;
+
+// What    Linear, then NormAndRoute with what it gives as the norm's delta
+// Shapes  route.norm.delta is linear.out
+// Edge, Order, Error as those two
+struct LinearAndRouteArgs {
+  LinearArgs linear;
+  NormAndRouteArgs route;
+};
 
 // What    out[t] = sum_j topk_weights[t, j] * expert_out[token_row[t, j]] in the order of j,
 //         then + shared[t]

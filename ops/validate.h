@@ -39,6 +39,7 @@ absl::Status Validate(const RouteTopKArgs& args, const ArgRules& rules = {});
 absl::Status Validate(const ExpertDispatchArgs& args, const ArgRules& rules = {});
 absl::Status Validate(const ExpertCombineArgs& args, const ArgRules& rules = {});
 absl::Status Validate(const NormAndRouteArgs& args, const ArgRules& rules = {});
+absl::Status Validate(const LinearAndRouteArgs& args, const ArgRules& rules = {});
 absl::Status Validate(const CombineAndNormArgs& args, const ArgRules& rules = {});
 absl::Status Validate(const RankDispatchArgs& args, const ArgRules& rules = {});
 absl::Status Validate(const ReturnRowsArgs& args, const ArgRules& rules = {});

@@ -15,6 +15,10 @@ void CheckPlan(ArgCheck& check, const DispatchPlan& plan, int64_t num_tokens, in
   if (check.ok()) check.InRange("plan.cu_rows size", plan.cu_rows.dim(0), 2, INT32_MAX);
 }
 
+bool SamePlace(const TensorView& a, const TensorView& b) {
+  return a.data == b.data && a.dtype == b.dtype && a.shape == b.shape && a.stride == b.stride;
+}
+
 }  // namespace
 
 absl::Status Validate(const RouteTopKArgs& args, const ArgRules& rules) {
@@ -107,15 +111,21 @@ absl::Status Validate(const NormAndRouteArgs& args, const ArgRules& rules) {
   return check.status();
 }
 
+absl::Status Validate(const LinearAndRouteArgs& args, const ArgRules& rules) {
+  RETURN_IF_ERROR(Validate(args.linear, rules));
+  RETURN_IF_ERROR(Validate(args.route, rules));
+  ArgCheck check("LinearAndRoute");
+  check.Require(SamePlace(args.route.norm.delta, args.linear.out),
+                "route.norm.delta must be linear.out");
+  return check.status();
+}
+
 absl::Status Validate(const CombineAndNormArgs& args, const ArgRules& rules) {
   RETURN_IF_ERROR(Validate(args.combine, rules));
   RETURN_IF_ERROR(Validate(args.norm, rules));
   ArgCheck check("CombineAndNorm");
   check.Tensor("combine.out", args.combine.out, kF32, {kAnySize, kAnySize}, Layout::kStrided);
-  check.Require(args.norm.delta.data == args.combine.out.data &&
-                    args.norm.delta.shape == args.combine.out.shape &&
-                    args.norm.delta.stride == args.combine.out.stride,
-                "norm.delta must be combine.out");
+  check.Require(SamePlace(args.norm.delta, args.combine.out), "norm.delta must be combine.out");
   return check.status();
 }
 

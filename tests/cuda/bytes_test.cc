@@ -306,6 +306,14 @@ TEST_F(BytesTest, NormAndRouteOfASmallStepReadsTheRouterOnce) {
       args.route.topk_weights = weights.view;
       ExpectOnce(BytesRead(DataOf(*router), [&] { return backend_->NormAndRoute(args); }),
                  c.bytes());
+      // So does the product in front, in one kernel with it or not.
+      const auto output = PackGroups(c.dtype, 1, 1, c.size.k, 128);
+      const DeviceTensor attended = Normal(DType::kBF16, {rows, 128});
+      const LinearAndRouteArgs both = {{attended.view, output.get(), {}, delta.view}, args};
+      for (const Weight* weight : {output.get(), router.get()}) {
+        ExpectOnce(BytesRead(DataOf(*weight), [&] { return backend_->LinearAndRoute(both); }),
+                   weight->n() * weight->k() * DTypeBytes(c.dtype));
+      }
     }
   }
 }

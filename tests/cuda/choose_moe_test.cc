@@ -4,6 +4,7 @@
 
 #include "cuda/combine.h"
 #include "cuda/finish.h"
+#include "cuda/linear_route.h"
 #include "cuda/route.h"
 #include "cuda/router.h"
 #include "gtest/gtest.h"
@@ -148,6 +149,79 @@ TEST(ChooseRouterTest, TheStepsOfServedModelsThatOneKernelTakes) {
     e4m3.layout.format = WeightFormat::kE4m3;
     EXPECT_EQ(ChooseRouter(e4m3, device).threads, 0);
   }
+}
+
+// As o of a model.
+LinearRouteParams LinearRouteOf(const Routing& routing, int32_t num_tokens, int32_t hidden,
+                                int32_t k, WeightFormat format) {
+  LinearRouteParams p;
+  p.router = RouterOf(routing, num_tokens, hidden);
+  p.product.layout = {.format = format, .n = hidden, .k = k};
+  p.product.x = kEven;
+  p.product.x_row_stride = k;
+  p.product.num_x_rows = num_tokens;
+  p.product.num_rows = num_tokens;
+  p.product.out = kEven;
+  p.product.out_row_stride = hidden;
+  return p;
+}
+
+TEST(ChooseLinearRouteTest, TheProductsBlocksAreAsManyAndAllThereAndTheLastWhoWaitAreHalfAtMost) {
+  for (const DeviceFacts& device : kDevices) {
+    for (const Routing& routing : kModels) {
+      for (int32_t hidden : kWidths) {
+        for (int32_t tokens : kTokens) {
+          for (WeightFormat format : {WeightFormat::kBf16, WeightFormat::kE4m3}) {
+            const LinearRouteParams p = LinearRouteOf(routing, tokens, hidden, 2048, format);
+            const LinearRoutePlan plan = ChooseLinearRoute(p, device);
+            if (plan.gemm.num_blocks == 0) continue;
+            EXPECT_EQ(plan.gemm.num_blocks, ChooseGemm(p.product, device).num_blocks);
+            EXPECT_GE(plan.smem_bytes, plan.gemm.smem_bytes);
+            EXPECT_GE(plan.smem_bytes, plan.router.smem_bytes);
+            const int32_t on_one_sm = CeilDiv(plan.gemm.num_blocks, device.num_sms);
+            EXPECT_LE(on_one_sm * (plan.smem_bytes + 1024), device.max_smem_bytes + 1024);
+            EXPECT_GE(plan.num_last, 1);
+            EXPECT_LE(plan.num_last, plan.gemm.num_blocks);
+            EXPECT_LE(plan.num_last, device.num_sms / 2);
+            EXPECT_LE(routing.num_experts, 256);
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(ChooseLinearRouteTest, TheStepsOfServedModelsThatOneKernelTakes) {
+  for (const DeviceFacts& device : kDevices) {
+    for (int32_t tokens : {1, 2, 3, 8, 9}) {
+      SCOPED_TRACE(testing::Message() << tokens << " on sm_" << device.sm);
+      for (WeightFormat format : {WeightFormat::kBf16, WeightFormat::kE4m3}) {
+        const LinearRouteParams v2_lite = LinearRouteOf(kModels[0], tokens, 2048, 2048, format);
+        EXPECT_EQ(ChooseLinearRoute(v2_lite, device).num_last, tokens <= 8 ? 4 : 0);
+      }
+      const LinearRouteParams v3 =
+          LinearRouteOf(kModels[2], tokens, 7168, 16384, WeightFormat::kE4m3);
+      const int32_t most = device.sm == 80 ? 1 : 2;
+      EXPECT_EQ(ChooseLinearRoute(v3, device).num_last, tokens <= most ? 16 : 0);
+    }
+  }
+}
+
+TEST(ChooseLinearRouteTest, OtherProductsAndOtherRowsHaveAKernelEach) {
+  const LinearRouteParams good = LinearRouteOf(kModels[0], 1, 2048, 2048, WeightFormat::kBf16);
+  const auto taken = [&](auto change) {
+    LinearRouteParams p = good;
+    change(p);
+    return ChooseLinearRoute(p, kDevices[1]).gemm.num_blocks > 0;
+  };
+  EXPECT_TRUE(taken([](LinearRouteParams&) {}));
+  EXPECT_FALSE(taken([](LinearRouteParams& p) { p.product.out = kOdd; }));
+  EXPECT_FALSE(taken([](LinearRouteParams& p) { p.product.out_row_stride = 2056; }));
+  EXPECT_FALSE(taken([](LinearRouteParams& p) { p.product.out_type = Element::kBF16; }));
+  EXPECT_FALSE(taken([](LinearRouteParams& p) { p.product.num_groups = 2; }));
+  EXPECT_FALSE(taken([](LinearRouteParams& p) { p.product.layout.n = 2040; }));
+  EXPECT_FALSE(taken([](LinearRouteParams& p) { p.product.num_rows = 2; }));
+  EXPECT_FALSE(taken([](LinearRouteParams& p) { p.router.norm.delta = nullptr; }));
 }
 
 FinishParams FinishOf(int32_t num_tokens, int32_t hidden, int32_t k, WeightFormat format) {

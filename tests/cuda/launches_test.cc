@@ -51,14 +51,17 @@ class LaunchesTest : public CudaBackendTest {
   }
 };
 
-// Attention has four. V3 has a product more, of the low-rank query.
+// Attention has three, its last product none. V3 has a product more, of the low-rank query.
 TEST_F(LaunchesTest, AMoeLayerOfOneTokenHasThreeKernelsBesideAttention) {
-  EXPECT_EQ(KernelsOfAMoeLayer(TinyV2Config(), 1), 7);
-  EXPECT_EQ(KernelsOfAMoeLayer(TinyV3Config(), 1), 8);
+  EXPECT_EQ(KernelsOfAMoeLayer(TinyV2Config(), 1), 6);
+  EXPECT_EQ(KernelsOfAMoeLayer(TinyV2Config(), 8), 6);
+  EXPECT_EQ(KernelsOfAMoeLayer(TinyV3Config(), 1), 7);
 }
 
-// Values apart from attention; norm, router and choice apart; down apart from combine and norm.
+// Values apart from attention; its product, norm, router and choice apart. Then down apart from
+// combine and norm.
 TEST_F(LaunchesTest, AMoeLayerOfALargerStepHasEleven) {
+  EXPECT_EQ(KernelsOfAMoeLayer(TinyV2Config(), 9), 10);
   EXPECT_EQ(KernelsOfAMoeLayer(TinyV2Config(), 12), 11);
 }
 

@@ -88,6 +88,9 @@ class LoggedBackend : public Backend {
   absl::Status NormAndRoute(const NormAndRouteArgs& args) override {
     return inner_->NormAndRoute(args);
   }
+  absl::Status LinearAndRoute(const LinearAndRouteArgs& args) override {
+    return inner_->LinearAndRoute(args);
+  }
   absl::Status CombineAndNorm(const CombineAndNormArgs& args) override {
     return inner_->CombineAndNorm(args);
   }

@@ -256,17 +256,14 @@ class StagedBackend : public Backend {
     });
   }
   absl::Status NormAndRoute(const NormAndRouteArgs& a) override {
+    return Run([&](Stage& s) { return device_->NormAndRoute(Staged(s, a)); });
+  }
+  absl::Status LinearAndRoute(const LinearAndRouteArgs& a) override {
     return Run([&](Stage& s) {
-      NormAndRouteArgs b = a;
-      b.norm = {s.Out(a.norm.x), s.In(a.norm.delta), s.In(a.norm.weight), a.norm.eps,
-                s.Out(a.norm.out, act_)};
-      b.route.logits = s.Out(a.route.logits);
-      b.route.bias = s.In(a.route.bias);
-      b.route.num_rows = s.In(a.route.num_rows);
-      b.route.topk_idx = s.Out(a.route.topk_idx);
-      b.route.topk_weights = s.Out(a.route.topk_weights);
-      b.plan = {s.Out(a.plan.cu_rows), s.Out(a.plan.row_token), s.Out(a.plan.token_row)};
-      return device_->NormAndRoute(b);
+      const LinearArgs& linear = a.linear;
+      return device_->LinearAndRoute(
+          {.linear = {s.In(linear.x, act_), linear.weight, s.In(linear.bias), s.Out(linear.out)},
+           .route = Staged(s, a.route)});
     });
   }
   absl::Status CombineAndNorm(const CombineAndNormArgs& a) override {
@@ -330,6 +327,18 @@ class StagedBackend : public Backend {
                     s.In(a.combine.shared),
                     sum},
         .norm = {s.Out(a.norm.x), sum, s.In(a.norm.weight), a.norm.eps, s.Out(a.norm.out, out_)}};
+  }
+  NormAndRouteArgs Staged(Stage& s, const NormAndRouteArgs& a) const {
+    NormAndRouteArgs b = a;
+    b.norm = {s.Out(a.norm.x), s.In(a.norm.delta), s.In(a.norm.weight), a.norm.eps,
+              s.Out(a.norm.out, act_)};
+    b.route.logits = s.Out(a.route.logits);
+    b.route.bias = s.In(a.route.bias);
+    b.route.num_rows = s.In(a.route.num_rows);
+    b.route.topk_idx = s.Out(a.route.topk_idx);
+    b.route.topk_weights = s.Out(a.route.topk_weights);
+    b.plan = {s.Out(a.plan.cu_rows), s.Out(a.plan.row_token), s.Out(a.plan.token_row)};
+    return b;
   }
   MlaStoreKvArgs Staged(Stage& s, const MlaStoreKvArgs& a) const {
     return {s.In(a.kv, act_),

@@ -341,6 +341,26 @@ TEST(ValidateTest, ANormBeforeTheRouterFitsItAndItsChoices) {
                 "NormAndRoute: norm.delta must be f32 [2, *], got nothing");
 }
 
+TEST(ValidateTest, ARouterBehindAProductTakesItsRows) {
+  const FakeWeight output(1, 8, 6);
+  const FakeWeight router(1, 4, 8);
+  std::vector<int32_t> ids(4);
+  LinearAndRouteArgs args;
+  args.linear = {F32({2, 6}), &output, {}, F32({2, 8})};
+  args.route.norm = {F32({2, 8}), args.linear.out, F32({8}), 1e-6f, F32({2, 8})};
+  args.route.router = &router;
+  args.route.route.logits = F32({2, 4});
+  args.route.route.topk_idx = TensorView(ids.data(), DType::kI32, {2, 2});
+  args.route.route.topk_weights = F32({2, 2});
+  EXPECT_TRUE(Validate(args).ok()) << Validate(args);
+  args.route.norm.delta.data = storage + 64;
+  ExpectRefused(Validate(args), "LinearAndRoute: route.norm.delta must be linear.out");
+  args.route.norm.delta = {};
+  ExpectRefused(Validate(args), "LinearAndRoute: route.norm.delta must be linear.out");
+  args.linear.weight = &router;
+  ExpectRefused(Validate(args), "Linear: x must be f32 [*, 8], got f32 [2, 6]");
+}
+
 TEST(ValidateTest, ANormAfterACombineTakesItsSum) {
   std::vector<int32_t> token_rows = {0, 1, -1, 2};
   const DispatchPlan plan = {{}, {}, TensorView(token_rows.data(), DType::kI32, {2, 2})};
