@@ -52,8 +52,13 @@ absl::StatusOr<std::vector<std::unique_ptr<Weight>>> ColdWeights(const CudaBench
       bench.options().tiny ? 2 : std::clamp<int64_t>(kColdBytes / bytes + 1, 1, kMostCopies);
   std::vector<std::unique_ptr<Weight>> out;
   for (int64_t i = 0; i < copies; ++i) {
-    ASSIGN_OR_RETURN(out.emplace_back(), MakeRandomWeight(static_cast<int32_t>(groups), n, k, dtype,
-                                                          use, static_cast<uint64_t>(i)));
+    ASSIGN_OR_RETURN(out.emplace_back(),
+                     MakeRandomWeight({.num_groups = static_cast<int32_t>(groups),
+                                       .n = n,
+                                       .k = k,
+                                       .dtype = dtype,
+                                       .use = use,
+                                       .seed = static_cast<uint64_t>(i)}));
   }
   return out;
 }

@@ -89,9 +89,10 @@ absl::Status RunShape(CudaBench& bench, const std::string& name, DType type, int
   const int64_t v = bench.options().tiny ? 64 : 128;
   std::vector<std::unique_ptr<Weight>> uv;
   for (int64_t i = 0; i < layers; ++i) {
-    ASSIGN_OR_RETURN(uv.emplace_back(),
-                     MakeRandomWeight(static_cast<int32_t>(heads), v, latent, DType::kBF16,
-                                      WeightUse::kPlain, static_cast<uint64_t>(i)));
+    ASSIGN_OR_RETURN(uv.emplace_back(), MakeRandomWeight({.num_groups = static_cast<int32_t>(heads),
+                                                          .n = v,
+                                                          .k = latent,
+                                                          .seed = static_cast<uint64_t>(i)}));
   }
   ASSIGN_OR_RETURN(const TensorView values, t.Unset(DType::kBF16, {tokens, heads, v}));
   absl::StrAppend(&row.name, "_values");

@@ -32,22 +32,36 @@ struct Routing {
 // One layer's experts and the rows of one batch.
 class MoeBench {
  public:
-  MoeBench(CudaBench& bench, std::string name, const ModelConfig& config, bool even)
-      : bench_(bench), name_(std::move(name)), c_(config), even_(even) {}
+  // `input` is that of the experts.
+  MoeBench(CudaBench& bench, std::string name, const ModelConfig& config, bool even,
+           ActivationPrecision input)
+      : bench_(bench), name_(std::move(name)), c_(config), even_(even), input_(input) {}
 
   absl::Status Run(DType dtype) {
     ASSIGN_OR_RETURN(backend_, bench_.backend());
     fp8_ = dtype == DType::kF8E4M3;
     const int64_t m = c_.moe_intermediate_size;
-    ASSIGN_OR_RETURN(gate_up_, MakeRandomWeight(c_.n_routed_experts, 2 * m, c_.hidden_size, dtype,
-                                                WeightUse::kGateUp, 1));
-    ASSIGN_OR_RETURN(down_, MakeRandomWeight(c_.n_routed_experts, c_.hidden_size, m, dtype,
-                                             WeightUse::kPlain, 2));
-    ASSIGN_OR_RETURN(router_, MakeRandomWeight(1, c_.n_routed_experts, c_.hidden_size, DType::kBF16,
-                                               WeightUse::kPlain, 3));
-    ASSIGN_OR_RETURN(output_, MakeRandomWeight(1, c_.hidden_size,
-                                               int64_t{c_.num_attention_heads} * c_.v_head_dim,
-                                               dtype, WeightUse::kPlain, 4));
+    ASSIGN_OR_RETURN(gate_up_, MakeRandomWeight({.num_groups = c_.n_routed_experts,
+                                                 .n = 2 * m,
+                                                 .k = c_.hidden_size,
+                                                 .dtype = dtype,
+                                                 .use = WeightUse::kGateUp,
+                                                 .input = input_,
+                                                 .seed = 1}));
+    ASSIGN_OR_RETURN(down_, MakeRandomWeight({.num_groups = c_.n_routed_experts,
+                                              .n = c_.hidden_size,
+                                              .k = m,
+                                              .dtype = dtype,
+                                              .input = input_,
+                                              .seed = 2}));
+    ASSIGN_OR_RETURN(router_,
+                     MakeRandomWeight({.n = c_.n_routed_experts, .k = c_.hidden_size, .seed = 3}));
+    ASSIGN_OR_RETURN(output_,
+                     MakeRandomWeight({.n = c_.hidden_size,
+                                       .k = int64_t{c_.num_attention_heads} * c_.v_head_dim,
+                                       .dtype = dtype,
+                                       .input = input_,
+                                       .seed = 4}));
     std::vector<int64_t> batches = {1, 8, 16, 32, 64, 128, 256, 1024, 16384};
     if (bench_.options().quick) batches = {1, 8, 64, 256, 16384};
     if (bench_.options().tiny) batches = {1, 5};
@@ -270,6 +284,7 @@ class MoeBench {
   const std::string name_;
   const ModelConfig c_;
   const bool even_;
+  const ActivationPrecision input_;
   bool fp8_ = false;
   Backend* backend_ = nullptr;
   std::unique_ptr<Weight> gate_up_, down_, router_, output_;
@@ -282,18 +297,26 @@ class MoeBench {
 }  // namespace
 
 std::vector<CudaCase> MoeCases() {
+  struct Kind {
+    const char* name;
+    DType dtype;
+    ActivationPrecision input = ActivationPrecision::kExact;
+  };
   std::vector<CudaCase> out;
   for (const bool v3 : {false, true}) {
-    for (const DType dtype : {DType::kBF16, DType::kF8E4M3}) {
-      const std::string name =
-          absl::StrCat(v3 ? "v3" : "v2lite", "/moe_", dtype == DType::kBF16 ? "bf16" : "fp8");
+    for (const Kind& kind : {Kind{"bf16", DType::kBF16}, Kind{"fp8", DType::kF8E4M3},
+                             Kind{"w8a8", DType::kF8E4M3, ActivationPrecision::kFp8}}) {
+      const bool rounds = kind.input == ActivationPrecision::kFp8;
+      if (rounds && !v3) continue;
+      const std::string name = absl::StrCat(v3 ? "v3" : "v2lite", "/moe_", kind.name);
       const std::string what =
           absl::StrCat("routed experts of one layer, 1 to 16384 tokens, choices ",
-                       v3 ? "spread evenly as the peers' are" : "at random");
+                       v3 ? "spread evenly as the peers' are" : "at random",
+                       rounds ? ", with --activation-precision fp8" : "");
       out.push_back({name, what, [=](CudaBench& b) {
                        const bool tiny = b.options().tiny;
                        const ModelConfig c = v3 ? V3Config(tiny) : V2LiteConfig(tiny);
-                       return MoeBench(b, name, c, v3).Run(dtype);
+                       return MoeBench(b, name, c, v3, kind.input).Run(kind.dtype);
                      }});
     }
   }

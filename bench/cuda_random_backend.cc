@@ -28,9 +28,10 @@ absl::Status Fill(void* data, int64_t bytes, RandomKind kind, float scale, uint6
   return cuda::ToStatus(cudaDeviceSynchronize(), "random numbers");
 }
 
-absl::StatusOr<std::unique_ptr<Weight>> RandomWeight(int32_t num_groups, WeightUse use,
-                                                     const cuda::PackedLayout& layout,
-                                                     uint64_t seed) {
+absl::StatusOr<std::unique_ptr<Weight>> MakeWeight(int32_t num_groups, WeightUse use,
+                                                   ActivationPrecision input,
+                                                   const cuda::PackedLayout& layout,
+                                                   uint64_t seed) {
   const bool bf16 = layout.format == cuda::WeightFormat::kBf16;
   const float deviation = 1 / std::sqrt(static_cast<float>(layout.k));
   ASSIGN_OR_RETURN(std::unique_ptr<cuda::DeviceBuffer> values,
@@ -44,21 +45,21 @@ absl::StatusOr<std::unique_ptr<Weight>> RandomWeight(int32_t num_groups, WeightU
     RETURN_IF_ERROR(Fill(scales->data(), scales->bytes(), RandomKind::kF32,
                          deviation / kE4m3Deviation, seed + 1));
   }
-  return std::make_unique<cuda::CudaWeight>(num_groups, use, layout, std::move(values),
+  return std::make_unique<cuda::CudaWeight>(num_groups, use, input, layout, std::move(values),
                                             std::move(scales));
 }
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Weight>> MakeRandomWeight(int32_t num_groups, int64_t n, int64_t k,
-                                                         DType dtype, WeightUse use,
-                                                         uint64_t seed) {
-  cuda::PackedLayout layout;
-  layout.format = dtype == DType::kF8E4M3 ? cuda::WeightFormat::kE4m3 : cuda::WeightFormat::kBf16;
-  layout.order = use == WeightUse::kGateUp ? cuda::RowOrder::kPaired : cuda::RowOrder::kPlain;
-  layout.n = static_cast<int32_t>(n);
-  layout.k = static_cast<int32_t>(k);
-  return RandomWeight(num_groups, use, layout, seed);
+absl::StatusOr<std::unique_ptr<Weight>> MakeRandomWeight(const RandomWeight& what) {
+  const bool f8 = what.dtype == DType::kF8E4M3;
+  const bool gate_up = what.use == WeightUse::kGateUp;
+  const cuda::PackedLayout layout = {
+      .format = f8 ? cuda::WeightFormat::kE4m3 : cuda::WeightFormat::kBf16,
+      .order = gate_up ? cuda::RowOrder::kPaired : cuda::RowOrder::kPlain,
+      .n = static_cast<int32_t>(what.n),
+      .k = static_cast<int32_t>(what.k)};
+  return MakeWeight(what.num_groups, what.use, what.input, layout, what.seed);
 }
 
 ShapeCheckpoint::ShapeCheckpoint(const ModelConfig& config, DType dtype) : dtype_(dtype) {
@@ -132,7 +133,7 @@ absl::StatusOr<DeviceTensor> RandomBackend::Upload(const TensorView& host) {
 
 absl::StatusOr<std::unique_ptr<Weight>> RandomBackend::PackWeight(const WeightSpec& spec) {
   const auto num_groups = static_cast<int32_t>(spec.groups.size());
-  return RandomWeight(num_groups, spec.use, cuda::ChooseLayout(spec), next_seed_++);
+  return MakeWeight(num_groups, spec.use, spec.input, cuda::ChooseLayout(spec), next_seed_++);
 }
 
 void RandomBackend::CountWeight(const Weight& weight, double groups) {

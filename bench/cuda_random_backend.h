@@ -14,10 +14,18 @@
 
 namespace jevons {
 
-// A packed weight of random values of about 1 / sqrt(k). The size of what a backend makes of a
-// checkpoint of this type, kBF16 or kF8E4M3.
-absl::StatusOr<std::unique_ptr<Weight>> MakeRandomWeight(int32_t num_groups, int64_t n, int64_t k,
-                                                         DType dtype, WeightUse use, uint64_t seed);
+struct RandomWeight {
+  int32_t num_groups = 1;
+  int64_t n = 0;
+  int64_t k = 0;
+  DType dtype = DType::kBF16;  // of the checkpoint: kBF16 or kF8E4M3
+  WeightUse use = WeightUse::kPlain;
+  ActivationPrecision input = ActivationPrecision::kExact;
+  uint64_t seed = 0;
+};
+
+// A packed weight of random values of about 1 / sqrt(k), of the size that a backend makes of it.
+absl::StatusOr<std::unique_ptr<Weight>> MakeRandomWeight(const RandomWeight& what);
 
 // Names, types and shapes of a model, and nothing else: all matrices are the same few megabytes of
 // host memory, so only RandomBackend may be given them. Matrices are `dtype`, but for those that
@@ -76,6 +84,9 @@ class RandomBackend : public Backend {
     return mode_ == Mode::kGraphs ? inner_->RunStep(key, ops) : ops();
   }
   absl::StatusOr<std::unique_ptr<Weight>> PackWeight(const WeightSpec& spec) override;
+  absl::Status PrepareProducts(const Weight& weight, int64_t most_rows) override {
+    return inner_->PrepareProducts(weight, most_rows);
+  }
 
   absl::Status Embed(const EmbedArgs& args) override { return Plain(inner_->Embed(args)); }
   absl::Status RmsNorm(const RmsNormArgs& args) override { return Plain(inner_->RmsNorm(args)); }

@@ -206,8 +206,8 @@ absl::StatusOr<std::unique_ptr<Weight>> PackCpuWeight(const WeightSpec& spec, Th
     const int64_t panel = first_bad.load() % num_panels;
     return CheckF8(FindRows(spec.groups[group], panel), k, group, panel);
   }
-  return std::make_unique<CpuWeight>(num_groups, n, k, spec.use, format, std::move(data),
-                                     std::move(scales));
+  return std::make_unique<CpuWeight>(num_groups, n, k, spec.use, spec.input, format,
+                                     std::move(data), std::move(scales));
 }
 
 absl::StatusOr<std::unique_ptr<Weight>> JoinCpuGroups(std::span<const PackedGroup> groups,
@@ -233,7 +233,7 @@ absl::StatusOr<std::unique_ptr<Weight>> JoinCpuGroups(std::span<const PackedGrou
     std::memcpy(scales.data() + g * scale_bytes, weights[g]->group_scales(group), scale_bytes);
   });
   return std::make_unique<CpuWeight>(static_cast<int32_t>(num_groups), first.n(), first.k(),
-                                     first.use(), first.format(), std::move(data),
+                                     first.use(), first.input(), first.format(), std::move(data),
                                      std::move(scales));
 }
 

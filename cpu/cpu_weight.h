@@ -31,9 +31,9 @@ inline int64_t WeightElementBytes(WeightFormat format) {
 // Outputs past n are zero. An f8 panel has one factor for each 128 inputs, times kF8ScaleUnit.
 class CpuWeight : public Weight {
  public:
-  CpuWeight(int32_t num_groups, int64_t n, int64_t k, WeightUse use, WeightFormat format,
-            HugeBuffer data, HugeBuffer scales)
-      : Weight(num_groups, n, k, use),
+  CpuWeight(int32_t num_groups, int64_t n, int64_t k, WeightUse use, ActivationPrecision input,
+            WeightFormat format, HugeBuffer data, HugeBuffer scales)
+      : Weight(num_groups, n, k, use, input),
         format_(format),
         data_(std::move(data)),
         scales_(std::move(scales)) {}

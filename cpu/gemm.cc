@@ -5,6 +5,8 @@
 #include <string_view>
 
 #include "absl/strings/str_cat.h"
+#include "cpu/scratch.h"
+#include "ops/fp8_entry.h"
 
 namespace jevons::fast {
 namespace {
@@ -28,6 +30,16 @@ absl::StatusOr<const CpuWeight*> OwnWeight(std::string_view op, const Weight* we
   return absl::InvalidArgumentError(
       absl::StrCat(absl::string_view(op.data(), op.size()),
                    ": weight must be packed by this backend, got another's"));
+}
+
+// The rows of a tile as FP8 keeps them, in memory of this thread.
+void RoundRows(std::array<const float*, kMaxTileRows>& rows, int64_t num_rows, int64_t k) {
+  thread_local Scratch scratch;
+  float* const rounded = scratch.Get(num_rows * k);
+  for (int64_t r = 0; r < num_rows; ++r) {
+    RoundToFp8(rows[r], k, rounded + r * k);
+    rows[r] = rounded + r * k;
+  }
 }
 
 // Which interval of a prefix sum holds `i`.
@@ -60,11 +72,12 @@ void Gemm::PackRows(int64_t begin, int64_t end, int64_t k, ThreadPool& pool) {
   const auto pack = [&](int64_t task, int) {
     const int64_t index = FindInterval(cu_tiles_, first_tile + task);
     const Part& part = parts_[index];
-    if (part.num_rows == 1) return;  // read where it is
+    if (part.num_rows == 1 && !rounds_to_fp8_) return;  // read where it is
     const RowTiles tiles(part.num_rows, kernels_.max_tile_rows);
     const int64_t tile = first_tile + task - cu_tiles_[index];
     std::array<const float*, kMaxTileRows> rows;
     for (int64_t r = 0; r < tiles.Count(tile); ++r) rows[r] = part.row(tiles.Begin(tile) + r);
+    if (rounds_to_fp8_) RoundRows(rows, tiles.Count(tile), k);
     auto* out = reinterpret_cast<float*>(packed_.data()) +
                 (cu_rows_[index] + tiles.Begin(tile) - first_row) * k;
     kernels_.pack_tile(rows.data(), tiles.Count(tile), k, out);
@@ -97,9 +110,10 @@ void Gemm::Multiply(const CpuWeight& weight, int64_t begin, int64_t end, ThreadP
     product.k = weight.k();
     product.weights = weight.group_data(part.group);
     if (product.format == WeightFormat::kF8) product.scales = weight.group_scales(part.group);
-    product.x = part.num_rows == 1 ? part.row(0)
-                                   : reinterpret_cast<const float*>(packed_.data()) +
-                                         (cu_rows_[index] - cu_rows_[begin]) * weight.k();
+    product.x = part.num_rows == 1 && !rounds_to_fp8_
+                    ? part.row(0)
+                    : reinterpret_cast<const float*>(packed_.data()) +
+                          (cu_rows_[index] - cu_rows_[begin]) * weight.k();
     product.num_rows = part.num_rows;
     product.out = part.out;
     product.out_stride = part.out_stride;
@@ -111,6 +125,7 @@ void Gemm::Multiply(const CpuWeight& weight, int64_t begin, int64_t end, ThreadP
 
 absl::Status Gemm::Run(const CpuWeight& weight, ThreadPool& pool) {
   kernels_ = GetGemmKernels();
+  rounds_to_fp8_ = weight.input() == ActivationPrecision::kFp8;
   cu_rows_.assign(1, 0);
   cu_tiles_.assign(1, 0);
   for (const Part& part : parts_) {
@@ -125,7 +140,7 @@ absl::Status Gemm::Run(const CpuWeight& weight, ThreadPool& pool) {
     while (end < num_parts && floats() + parts_[end].num_rows * weight.k() <= kMaxPackedFloats) {
       ++end;
     }
-    if (cu_rows_[end] - cu_rows_[begin] > end - begin) {
+    if (rounds_to_fp8_ || cu_rows_[end] - cu_rows_[begin] > end - begin) {
       if (floats() * 4 > packed_.bytes()) {
         ASSIGN_OR_RETURN(packed_, HugeBuffer::Allocate(floats() * 4));
       }

@@ -43,7 +43,9 @@ class Gemm {
   void PackRows(int64_t begin, int64_t end, int64_t k, ThreadPool& pool);
   void Multiply(const CpuWeight& weight, int64_t begin, int64_t end, ThreadPool& pool);
 
-  GemmKernels kernels_ = {};  // of the call
+  // Of the call.
+  GemmKernels kernels_ = {};
+  bool rounds_to_fp8_ = false;
   std::vector<Part> parts_;
   std::vector<int64_t> cu_tiles_;
   std::vector<int64_t> cu_rows_;

@@ -115,7 +115,8 @@ class ReferenceBackend : public Backend {
     }
     const int32_t num_groups = static_cast<int32_t>(spec.groups.size());
     const int64_t n = static_cast<int64_t>(values.size()) / k / num_groups;
-    return std::make_unique<reference::PlainWeight>(num_groups, n, k, spec.use, std::move(values));
+    return std::make_unique<reference::PlainWeight>(num_groups, n, k, spec.use, spec.input,
+                                                    std::move(values));
   }
 
   absl::Status Embed(const EmbedArgs& args) override { return Checked(args, reference::Embed); }

@@ -16,6 +16,18 @@ double Dot(const float* w, const float* x, int64_t k) {
 
 const PlainWeight& Plain(const Weight* weight) { return static_cast<const PlainWeight&>(*weight); }
 
+// A row of x as products with the weight read it.
+std::vector<float> InputRow(const PlainWeight& weight, const float* x) {
+  std::vector<float> row(x, x + weight.k());
+  if (weight.input() == ActivationPrecision::kFp8) {
+    const Fp8Entry layout = {static_cast<int32_t>(weight.k()), 0};
+    std::vector<uint8_t> entry(static_cast<size_t>(layout.bytes()));
+    WriteFp8Entry(x, layout, entry.data());
+    ReadFp8Entry(entry.data(), layout, row.data());
+  }
+  return row;
+}
+
 }  // namespace
 
 float ReadElement(const TensorView& view, int64_t index) {
@@ -112,10 +124,11 @@ void GatherRows(const GatherRowsArgs& args) {
 void Linear(const LinearArgs& args) {
   const PlainWeight& weight = Plain(args.weight);
   for (int64_t t = 0; t < args.x.dim(0); ++t) {
+    const std::vector<float> x = InputRow(weight, args.x.row<float>(t));
     for (int64_t i = 0; i < weight.n(); ++i) {
       const double bias = args.bias.present() ? args.bias.ptr<float>()[i] : 0.0;
       args.out.row<float>(t)[i] =
-          static_cast<float>(Dot(weight.row(0, i), args.x.row<float>(t), weight.k()) + bias);
+          static_cast<float>(Dot(weight.row(0, i), x.data(), weight.k()) + bias);
     }
   }
 }
@@ -139,9 +152,9 @@ void GroupedGemm(const GroupedGemmArgs& args) {
   for (int64_t g = 0; g < weight.num_groups(); ++g) {
     for (int64_t r = cu_rows[g]; r < cu_rows[g + 1]; ++r) {
       const int64_t source = args.row_idx.present() ? args.row_idx.ptr<int32_t>()[r] : r;
+      const std::vector<float> x = InputRow(weight, args.x.row<float>(source));
       for (int64_t i = 0; i < weight.n(); ++i) {
-        args.out.row<float>(r)[i] =
-            static_cast<float>(Dot(weight.row(g, i), args.x.row<float>(source), weight.k()));
+        args.out.row<float>(r)[i] = static_cast<float>(Dot(weight.row(g, i), x.data(), weight.k()));
       }
     }
   }

@@ -14,8 +14,9 @@ namespace jevons::reference {
 // The dequantised values, groups after each other, each [n, k].
 class PlainWeight : public Weight {
  public:
-  PlainWeight(int32_t num_groups, int64_t n, int64_t k, WeightUse use, std::vector<float> values)
-      : Weight(num_groups, n, k, use), values_(std::move(values)) {}
+  PlainWeight(int32_t num_groups, int64_t n, int64_t k, WeightUse use, ActivationPrecision input,
+              std::vector<float> values)
+      : Weight(num_groups, n, k, use, input), values_(std::move(values)) {}
   int64_t bytes() const override { return static_cast<int64_t>(values_.size()) * 4; }
   const float* row(int64_t group, int64_t i) const {
     return values_.data() + (group * n() + i) * k();

@@ -45,6 +45,7 @@ class CudaBackend : public Backend {
   void ForgetSteps() override { graphs_.Clear(); }
   void* queue() const override { return stream_; }
   absl::StatusOr<std::unique_ptr<Weight>> PackWeight(const WeightSpec& spec) override;
+  absl::Status PrepareProducts(const Weight& weight, int64_t most_rows) override;
   absl::Status CopyWeight(const Weight& from, Weight& to) override;
 
   absl::Status Embed(const EmbedArgs& args) override;
@@ -105,6 +106,10 @@ class CudaBackend : public Backend {
   absl::Status NormThenRoute(const RouterParams& params, const CudaWeight& weight,
                              const NormAndRouteArgs& args);
 
+  // Where the weight wants it, queues what rounds the rows of x, for `params` to read instead. Rows from
+  // row_limit[0] on may be left out; null: none.
+  absl::Status RoundInput(const Weight& weight, const int32_t* row_limit, GemmParams& params);
+
   // Copies the rows of one part and packs them behind `params.row_offset`.
   absl::Status PackPart(const WeightPart& part, PackParams params);
 
@@ -123,6 +128,7 @@ class CudaBackend : public Backend {
   // What blocks of a kernel count of each other; 0 between launches.
   std::unique_ptr<DeviceBuffer> block_counters_;
   std::unique_ptr<DeviceBuffer> router_scratch_;
+  std::unique_ptr<DeviceBuffer> rounded_rows_;
   std::unique_ptr<DeviceBuffer> raw_rows_;
   std::unique_ptr<CublasLt> cublaslt_;  // null where options_.cublaslt_rows is 0
   GraphCache graphs_;

@@ -70,7 +70,8 @@ int64_t Distance(const void* from, const void* to, size_t element_bytes) {
 
 absl::Status CudaBackend::GroupedGemm(const GroupedGemmArgs& args) {
   RETURN_IF_ERROR(Validate(args, kRules));
-  ASSIGN_OR_RETURN(const GemmParams p, GroupedProduct(args));
+  ASSIGN_OR_RETURN(GemmParams p, GroupedProduct(args));
+  RETURN_IF_ERROR(RoundInput(*args.weight, EndOfRows(p), p));
   return Launched(LaunchGemm(p, LaunchFacts(), stream_), "GroupedGemm", args.out);
 }
 
@@ -158,7 +159,8 @@ absl::Status CudaBackend::LinearAndRoute(const LinearAndRouteArgs& args) {
                          .router = route,
                          .meeting = route.num_done};
   p.product.bias = linear.bias.ptr<float>();
-  if (ChooseLinearRoute(p, facts_).gemm.num_blocks == 0) {
+  const bool rounds = weight->input() != ActivationPrecision::kExact;
+  if (rounds || ChooseLinearRoute(p, facts_).gemm.num_blocks == 0) {
     RETURN_IF_ERROR(Linear(linear));
     return NormAndRoute(args.route);
   }
@@ -213,11 +215,12 @@ absl::Status CudaBackend::FinishExperts(const GroupedGemmArgs& down,
         "FinishExperts: combine.expert_out must be what the product gives");
   }
   ASSIGN_OR_RETURN(int32_t* const counters, BlockCounters());
-  const FinishParams p = {.product = product,
-                          .combine = CombineParams(end.combine),
-                          .norm = NormParams(end.norm),
-                          .num_done = counters};
+  FinishParams p = {.product = product,
+                    .combine = CombineParams(end.combine),
+                    .norm = NormParams(end.norm),
+                    .num_done = counters};
   if (ChooseFinish(p, facts_).gemm.num_blocks == 0) return Backend::FinishExperts(down, end);
+  RETURN_IF_ERROR(RoundInput(*down.weight, EndOfRows(product), p.product));
   return Launched(LaunchFinish(p, LaunchFacts(), stream_), "FinishExperts", end.norm.out);
 }
 

@@ -2,7 +2,9 @@
 #include "absl/strings/str_cat.h"
 #include "cuda/cuda_backend_impl.h"
 #include "cuda/finish.h"
+#include "cuda/cuda_error.h"
 #include "cuda/kernel_params.h"
+#include "cuda/round_rows.h"
 #include "cuda/sample.h"
 
 namespace jevons::cuda {
@@ -75,9 +77,37 @@ absl::Status CudaBackend::Linear(const LinearArgs& args) {
   ASSIGN_OR_RETURN(const CudaWeight* weight, OwnWeight("Linear", args.weight, WeightUse::kPlain));
   GemmParams p = Product(*weight, args.x, args.out);
   p.bias = args.bias.ptr<float>();
+  RETURN_IF_ERROR(RoundInput(*weight, nullptr, p));
   ASSIGN_OR_RETURN(const bool queued, MultiplyByLibrary(p));
   if (queued) return absl::OkStatus();
   return Launched(LaunchGemm(p, LaunchFacts(), stream_), "Linear", args.out);
+}
+
+absl::Status CudaBackend::PrepareProducts(const Weight& weight, int64_t most_rows) {
+  if (weight.input() == ActivationPrecision::kExact) return absl::OkStatus();
+  const PackedLayout& layout = static_cast<const CudaWeight&>(weight).layout();
+  return Reserve(rounded_rows_,
+                 most_rows * RoundedRowBytes(layout.k, MultipliesFp8(layout, facts_)));
+}
+
+absl::Status CudaBackend::RoundInput(const Weight& weight, const int32_t* row_limit,
+                                     GemmParams& p) {
+  if (weight.input() == ActivationPrecision::kExact) return absl::OkStatus();
+  const bool as_fp8 = MultipliesFp8(p.layout, facts_);
+  const int64_t row_bytes = RoundedRowBytes(p.layout.k, as_fp8);
+  RETURN_IF_ERROR(PrepareProducts(weight, p.num_x_rows));
+  const RoundRowsParams rows = {.x = p.x,
+                                .x_stride = p.x_row_stride,
+                                .row_limit = row_limit,
+                                .as_fp8 = as_fp8,
+                                .out = rounded_rows_->data(),
+                                .num_rows = p.num_x_rows,
+                                .width = p.layout.k};
+  RETURN_IF_ERROR(ToStatus(LaunchRoundRows(rows, LaunchFacts(), stream_), "rows of FP8"));
+  p.x = rounded_rows_->data();
+  p.x_row_stride = as_fp8 ? row_bytes : row_bytes / static_cast<int64_t>(sizeof(device::Bf16));
+  if (as_fp8) p.atom = GemmAtom::kWgmmaFp8;
+  return absl::OkStatus();
 }
 
 absl::StatusOr<bool> CudaBackend::MultiplyByLibrary(const GemmParams& params) {
@@ -104,6 +134,7 @@ absl::Status CudaBackend::LinearAndNorm(const LinearAndNormArgs& args) {
     RETURN_IF_ERROR(Linear(linear));
     return RmsNorm(args.norm);
   }
+  RETURN_IF_ERROR(RoundInput(*weight, nullptr, p.product));
   return Launched(LaunchFinish(p, LaunchFacts(), stream_), "LinearAndNorm", args.norm.out);
 }
 
@@ -114,6 +145,7 @@ absl::Status CudaBackend::GatedUp(const GatedUpArgs& args) {
   p.cu_rows = args.cu_rows.ptr<int32_t>();
   p.row_idx = args.row_idx.ptr<int32_t>();
   p.epilogue = GemmEpilogue::kSiluMul;
+  RETURN_IF_ERROR(RoundInput(*weight, EndOfRows(p), p));
   return Launched(LaunchGemm(p, LaunchFacts(), stream_), "GatedUp", args.out);
 }
 

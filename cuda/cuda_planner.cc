@@ -7,6 +7,7 @@
 #include "cuda/cuda_backend_impl.h"
 #include "cuda/cuda_weight.h"
 #include "cuda/mla.h"
+#include "cuda/round_rows.h"
 #include "cuda/router.h"
 #include "ops/validate.h"
 
@@ -30,12 +31,15 @@ class PlannedBuffer : public Buffer {
 
 class PlannedWeight : public Weight {
  public:
-  PlannedWeight(int32_t num_groups, WeightUse use, const PackedLayout& layout)
-      : Weight(num_groups, layout.n, layout.k, use),
+  PlannedWeight(int32_t num_groups, const WeightSpec& spec, const PackedLayout& layout)
+      : Weight(num_groups, layout.n, layout.k, spec.use, spec.input),
+        layout_(layout),
         bytes_(num_groups * (PackedBytes(layout) + ScaleBytes(layout))) {}
   int64_t bytes() const override { return bytes_; }
+  PackedLayout layout() const { return layout_; }
 
  private:
+  const PackedLayout layout_;
   const int64_t bytes_;
 };
 
@@ -51,7 +55,9 @@ class CudaPlanner : public Backend {
     return absl::StrCat("plan for cuda (", ToAbsl(spec_.name), ")");
   }
   BackendTraits traits() const override { return CudaTraits(true); }
-  int64_t AvailableBytes() const override { return available_ - attention_bytes_ - router_bytes_; }
+  int64_t AvailableBytes() const override {
+    return available_ - attention_bytes_ - router_bytes_ - rounded_bytes_;
+  }
 
   absl::StatusOr<std::unique_ptr<Buffer>> Allocate(int64_t bytes) override {
     Take(bytes);
@@ -72,7 +78,15 @@ class CudaPlanner : public Backend {
     const auto num_groups = static_cast<int32_t>(spec.groups.size());
     Take(num_groups * PackedBytes(layout));
     Take(num_groups * ScaleBytes(layout));
-    return std::make_unique<PlannedWeight>(num_groups, spec.use, layout);
+    return std::make_unique<PlannedWeight>(num_groups, spec, layout);
+  }
+
+  absl::Status PrepareProducts(const Weight& weight, int64_t most_rows) override {
+    if (weight.input() == ActivationPrecision::kExact) return absl::OkStatus();
+    const PackedLayout layout = static_cast<const PlannedWeight&>(weight).layout();
+    const int64_t row_bytes = RoundedRowBytes(layout.k, MultipliesFp8(layout, facts_));
+    rounded_bytes_ = std::max(rounded_bytes_, most_rows * row_bytes);
+    return absl::OkStatus();
   }
 
   absl::Status Embed(const EmbedArgs&) override { return absl::OkStatus(); }
@@ -80,11 +94,13 @@ class CudaPlanner : public Backend {
   absl::Status SiluMul(const SiluMulArgs&) override { return absl::OkStatus(); }
   absl::Status Rope(const RopeArgs&) override { return absl::OkStatus(); }
   absl::Status GatherRows(const GatherRowsArgs&) override { return absl::OkStatus(); }
-  absl::Status Linear(const LinearArgs&) override { return absl::OkStatus(); }
-  absl::Status LinearAndNorm(const LinearAndNormArgs&) override { return absl::OkStatus(); }
+  absl::Status Linear(const LinearArgs& args) override { return Round(args.weight, args.x); }
+  absl::Status LinearAndNorm(const LinearAndNormArgs& args) override { return Linear(args.linear); }
   absl::Status HeadLinear(const HeadLinearArgs&) override { return absl::OkStatus(); }
-  absl::Status GroupedGemm(const GroupedGemmArgs&) override { return absl::OkStatus(); }
-  absl::Status GatedUp(const GatedUpArgs&) override { return absl::OkStatus(); }
+  absl::Status GroupedGemm(const GroupedGemmArgs& args) override {
+    return Round(args.weight, args.x);
+  }
+  absl::Status GatedUp(const GatedUpArgs& args) override { return Round(args.weight, args.x); }
   absl::Status MlaStoreKv(const MlaStoreKvArgs&) override { return absl::OkStatus(); }
   absl::Status MlaPrepare(const MlaPrepareArgs&) override { return absl::OkStatus(); }
   absl::Status MlaAttention(const MlaAttentionArgs& args) override {
@@ -110,15 +126,21 @@ class CudaPlanner : public Backend {
     return absl::OkStatus();
   }
   absl::Status LinearAndRoute(const LinearAndRouteArgs& args) override {
+    RETURN_IF_ERROR(Linear(args.linear));
     return NormAndRoute(args.route);
   }
   absl::Status CombineAndNorm(const CombineAndNormArgs&) override { return absl::OkStatus(); }
-  absl::Status FinishExperts(const GroupedGemmArgs&, const CombineAndNormArgs&) override {
-    return absl::OkStatus();
+  absl::Status FinishExperts(const GroupedGemmArgs& down, const CombineAndNormArgs&) override {
+    return GroupedGemm(down);
   }
   absl::Status SampleTokens(const SampleTokensArgs&) override { return absl::OkStatus(); }
 
  private:
+  // The rows that a product of FP8 reads.
+  absl::Status Round(const Weight* weight, const TensorView& x) {
+    return PrepareProducts(*weight, x.dim(0));
+  }
+
   void Take(int64_t bytes) { available_ -= (bytes + kUnitBytes - 1) / kUnitBytes * kUnitBytes; }
 
   const CudaDeviceSpec spec_;
@@ -126,6 +148,7 @@ class CudaPlanner : public Backend {
   int64_t available_;
   int64_t attention_bytes_ = 0;
   int64_t router_bytes_ = 0;
+  int64_t rounded_bytes_ = 0;
 };
 
 }  // namespace

@@ -94,7 +94,7 @@ absl::StatusOr<std::unique_ptr<Weight>> CudaBackend::PackWeight(const WeightSpec
       p.row_offset += static_cast<int32_t>(part.data.dim(0));
     }
   }
-  return std::make_unique<CudaWeight>(num_groups, spec.use, layout, std::move(values),
+  return std::make_unique<CudaWeight>(num_groups, spec.use, spec.input, layout, std::move(values),
                                       std::move(scales));
 }
 
@@ -104,7 +104,7 @@ absl::Status CudaBackend::CopyWeight(const Weight& from, Weight& to) {
   const PackedLayout& a = source.layout();
   const PackedLayout& b = target.layout();
   if (from.num_groups() != to.num_groups() || a.n != b.n || a.k != b.k || a.order != b.order ||
-      a.format != b.format) {
+      a.format != b.format || from.input() != to.input()) {
     return absl::InvalidArgumentError(
         absl::StrCat("CopyWeight: from must be packed as to, ", to.num_groups(), " groups of ", b.n,
                      " x ", b.k, " in ", to.bytes(), " bytes, got ", from.num_groups(), " of ", a.n,

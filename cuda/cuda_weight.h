@@ -11,9 +11,10 @@ namespace jevons::cuda {
 
 class CudaWeight : public Weight {
  public:
-  CudaWeight(int32_t num_groups, WeightUse use, const PackedLayout& layout,
-             std::unique_ptr<DeviceBuffer> values, std::unique_ptr<DeviceBuffer> scales)
-      : Weight(num_groups, layout.n, layout.k, use),
+  CudaWeight(int32_t num_groups, WeightUse use, ActivationPrecision input,
+             const PackedLayout& layout, std::unique_ptr<DeviceBuffer> values,
+             std::unique_ptr<DeviceBuffer> scales)
+      : Weight(num_groups, layout.n, layout.k, use, input),
         layout_(layout),
         values_(std::move(values)),
         scales_(std::move(scales)) {}

@@ -113,7 +113,9 @@ cudaError_t LaunchFinish(const FinishParams& p, const DeviceFacts& device, cudaS
   const auto start = [&](auto traits) {
     error = Launch(FinishKernel<decltype(traits)>, shape, stream, launch);
   };
-  if (p.product.layout.format == WeightFormat::kBf16) {
+  if (plan.gemm.atom == GemmAtom::kWgmmaFp8) {
+    start(GemmTraits<WeightFormat::kE4m3, kTileTokens, GemmAtom::kWgmmaFp8>());
+  } else if (p.product.layout.format == WeightFormat::kBf16) {
     WithAtom<WeightFormat::kBf16>(plan.gemm.atom, start);
   } else {
     WithAtom<WeightFormat::kE4m3>(plan.gemm.atom, start);

@@ -20,6 +20,9 @@
 // span and drops the others. The tensor core then multiplies four times what is needed, at a
 // fraction of its rate while it waits for memory.
 //
+// FP8 with FP8 (kWgmmaFp8) is the same loop: a row of shared memory holds twice the columns, one slice
+// a stage, and the packed weight is its operand as it lies. A token's scales come with its columns.
+//
 // Barriers. (1) At each stage: this stage's tokens, copied by all threads, are visible; and no warp
 // still reads the slot of the stage before, which is now filled again. (2) At the end of a round,
 // where warps share strips: the slice sums are visible. They are overwritten in the next round,
@@ -83,6 +86,9 @@ void WithTraits(const GemmParams& params, const GemmPlan& plan, const Use& use) 
     WithFormat<GemmAtom::kMmaSync>(format, plan.tile_tokens, use);
   }
   if (plan.atom == GemmAtom::kWgmma) WithFormat<GemmAtom::kWgmma>(format, plan.tile_tokens, use);
+  if (plan.atom == GemmAtom::kWgmmaFp8) {
+    WithTokens<WeightFormat::kE4m3, GemmAtom::kWgmmaFp8>(plan.tile_tokens, use);
+  }
 }
 
 // Groups that have rows, at most, and rows that one of them has where they are spread evenly.
@@ -106,6 +112,8 @@ int64_t NumTiles(const GemmParams& params, int32_t tile_tokens, int32_t warps_pe
   return token_tiles * StripTiles(params, warps_per_strip);
 }
 
+bool HasFp8Rows(const GemmParams& params) { return params.atom == GemmAtom::kWgmmaFp8; }
+
 // Clocks that the product takes with this plan, roughly.
 int64_t Clocks(const GemmParams& params, const DeviceFacts& device, const GemmPlan& plan) {
   const int64_t tile_rows = Min(plan.tile_tokens, RoundUp(RowsOfGroup(params), 8));
@@ -116,12 +124,14 @@ int64_t Clocks(const GemmParams& params, const DeviceFacts& device, const GemmPl
   const int64_t on_one_sm = (blocks + device.num_sms - 1) / device.num_sms;
   const int64_t element = params.layout.format == WeightFormat::kBf16 ? 2 : 1;
   const int64_t weight_bytes = element * kGemmWarps * kStripRows * kSpanColumns;
-  const int64_t x_bytes = plan.warps_per_strip * tile_rows * kSpanColumns * 2;
+  const int64_t fp8 = HasFp8Rows(params) ? 2 : 1;
+  const int64_t x_bytes = plan.warps_per_strip * tile_rows * kSpanColumns * 2 / fp8;
   const int64_t products = int64_t{kGemmWarps} * kStripRows * kSpanColumns * tile_rows;
   int64_t round = kRoundLatency;
   for (const int64_t clocks :
        {weight_bytes * blocks / (token_tiles * kMemoryBytes * device.num_sms),
-        (weight_bytes + x_bytes) * on_one_sm / kCacheBytes, products * on_one_sm / kMultiplyAdds}) {
+        (weight_bytes + x_bytes) * on_one_sm / kCacheBytes,
+        products * on_one_sm / (kMultiplyAdds * fp8)}) {
     if (clocks > round) round = clocks;
   }
   const int64_t rounds = CeilDiv(params.layout.k, kSpanColumns * plan.warps_per_strip);
@@ -129,9 +139,10 @@ int64_t Clocks(const GemmParams& params, const DeviceFacts& device, const GemmPl
 }
 
 int32_t AlignmentOf(const GemmParams& params) {
+  const int64_t element = HasFp8Rows(params) ? 1 : 2;
   const uint64_t all = reinterpret_cast<uintptr_t>(params.x) |
-                       static_cast<uint64_t>(params.x_row_stride * 2) |
-                       static_cast<uint64_t>(params.x_group_stride * 2) | 16;
+                       static_cast<uint64_t>(params.x_row_stride * element) |
+                       static_cast<uint64_t>(params.x_group_stride * element) | 16;
   return static_cast<int32_t>(all & (~all + 1));
 }
 
@@ -140,9 +151,14 @@ bool Valid(const GemmParams& params, const GemmPlan& plan) {
   if ((params.layout.order == RowOrder::kPaired) != (params.epilogue == GemmEpilogue::kSiluMul)) {
     return false;
   }
+  // Rows as LaunchRoundRows makes them.
+  if (HasFp8Rows(params) &&
+      (params.layout.format != WeightFormat::kE4m3 || AlignmentOf(params) % 16 != 0)) {
+    return false;
+  }
   for (const TileShape& shape : kShapes) {
     if (shape.tokens == plan.tile_tokens && shape.warps_per_strip == plan.warps_per_strip) {
-      return plan.atom == GemmAtom::kMmaSync || (plan.atom == GemmAtom::kWgmma && shape.for_wgmma);
+      return plan.atom == GemmAtom::kMmaSync || shape.for_wgmma;
     }
   }
   return false;
@@ -160,7 +176,10 @@ GemmLaunch MakeGemmLaunch(const GemmParams& params, const GemmPlan& plan) {
   launch.tile_strips = kGemmWarps / plan.warps_per_strip;
   launch.strip_tiles = StripTiles(params, plan.warps_per_strip);
   launch.num_strips = PaddedRows(params.layout) / kStripRows;
-  launch.num_stages = CeilDiv(params.layout.k, kStageColumns);
+  launch.num_stages =
+      CeilDiv(params.layout.k, HasFp8Rows(params) ? 2 * kStageColumns : kStageColumns);
+  launch.strip_runs =
+      static_cast<int32_t>(PackedBytes(params.layout) / (int64_t{launch.num_strips} * kRunBytes));
   launch.num_rounds = CeilDiv(params.layout.k, kSpanColumns * plan.warps_per_strip);
   if (!params.one_weight) {
     launch.group_bytes = PackedBytes(params.layout);

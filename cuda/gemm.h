@@ -23,6 +23,9 @@ enum class GemmAtom : int32_t {
   kOfDevice,  // kWgmma on sm_90, else kMmaSync
   kMmaSync,
   kWgmma,  // sm_90 alone
+  // The same for e4m3 with e4m3: the weight is kE4m3, and x are rows of FP8 from LaunchRoundRows, their
+  // stride in bytes.
+  kWgmmaFp8,
 };
 
 // What    out[r] = W_g x[source(r)] + bias for the rows r of each group g
@@ -40,9 +43,11 @@ enum class GemmAtom : int32_t {
 // Order   k is cut into slices, 256 wide for bf16 and 128 for e4m3. In a slice the steps of 16 are
 //         added in ascending order from zero by the tensor core in f32; then, ascending from zero,
 //         total += slice (bf16) or total = Fma(scale, slice, total) (e4m3, its values taken as
-//         they are). Nothing else enters, so a row's result does not depend on the rows beside it,
+//         they are); kWgmmaFp8 has steps of 32, and slice * the token's scale in the place of
+//         slice. Nothing else enters, so a row's result does not depend on the rows beside it,
 //         on its place, or on the plan (but for the atom of the plan, which the device alone decides)
-// Error   that of f32 sums: kGemmTolerance * sum_k |w x| against fp64; a bf16 output is then rounded
+// Error   that of f32 sums: kGemmTolerance * sum_k |w x| against fp64, with kWgmmaFp8
+//         kLinearFp8Tolerance; a bf16 output is then rounded
 struct GemmParams {
   const void* weight = nullptr;
   const float* scales = nullptr;  // kE4m3 alone
@@ -79,6 +84,11 @@ struct GemmPlan {
   int32_t resident_blocks = 0;  // that the device holds at once
   int32_t smem_bytes = 0;
 };
+
+// Whether the device multiplies FP8 with FP8 for such a weight, by kWgmmaFp8.
+constexpr bool MultipliesFp8(const PackedLayout& layout, const DeviceFacts& device) {
+  return device.sm == 90 && layout.format == WeightFormat::kE4m3;
+}
 
 GemmPlan ChooseGemm(const GemmParams& params, const DeviceFacts& device);
 // The shared memory and the blocks of a given tile; for tests of one plan against another.

@@ -1,9 +1,9 @@
-// The instructions that multiply a warp's strip of a weight, 64 columns at a time, with tokens in
-// shared memory. Each atom has
+// The instructions that multiply a warp's strip of a weight, a stage at a time, with tokens in shared
+// memory. Each atom has
 //   MultiplyStage(acc, x, num_tokens, operand, used, meanwhile)
 // acc += W x. acc[4 o] .. acc[4 o + 3] belong to the tokens 8 o .. 8 o + 7
 // as d does in device::MmaBf16; those of octets that hold no token may be anything. x is a swizzled
-// sub-tile of gemm_stage.h. operand(j, a) gives the warp's operand of step j, 16 columns; it is asked
+// sub-tile of gemm_stage.h. operand(j, a) gives the warp's operand of step j, a quarter of the stage; it is asked
 // once for each j, in order, and its registers are needed no more when used(j) is called.
 // meanwhile() is called once: work that does not need the result.
 #pragma once
@@ -94,7 +94,7 @@ struct MmaSyncAtom {
 };
 
 // wgmma: four warps with a strip each, all of them with the same kColumns rows of x, and all call.
-template <int kColumns>
+template <int kColumns, bool kFp8>
 struct WgmmaAtom {
   template <typename Operand, typename Used, typename Meanwhile>
   __device__ __forceinline__ static void MultiplyStage(float (&acc)[kColumns / 2],
@@ -108,9 +108,12 @@ struct WgmmaAtom {
     device::WgmmaFence(acc);
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      device::WgmmaBf16<kColumns>(
-          acc, a[j], device::SmemDescriptor(x + 32 * j, 0, kOctetBytes, device::Swizzle::k128),
-          true);
+      const uint64_t b = device::SmemDescriptor(x + 32 * j, 0, kOctetBytes, device::Swizzle::k128);
+      if constexpr (kFp8) {
+        device::WgmmaE4m3<kColumns>(acc, a[j], b, true);
+      } else {
+        device::WgmmaBf16<kColumns>(acc, a[j], b, true);
+      }
     }
     device::WgmmaCommit();
     meanwhile();

@@ -6,6 +6,7 @@
 #include "cuda/gemm_atom.h"
 #include "cuda/gemm_stage.h"
 #include "cuda/gemm_walker.h"
+#include "ops/fp8_entry.h"
 
 namespace jevons::cuda {
 
@@ -13,38 +14,44 @@ constexpr int kGemmWarps = 8;
 constexpr int kGemmThreads = 32 * kGemmWarps;
 // A span is what one warp multiplies before another may take over: one slice of bf16, two of e4m3.
 constexpr int kSpanColumns = 256;
-constexpr int kStagesPerSpan = kSpanColumns / kStageColumns;
 constexpr int kRunBytes = 512;  // of a packed weight: 16 bytes a lane
 
 template <WeightFormat kFormat, int kTokens, GemmAtom kAtom>
 struct GemmTraits {
   static constexpr bool kBf16 = kFormat == WeightFormat::kBf16;
+  static constexpr bool kFp8 = kAtom == GemmAtom::kWgmmaFp8;  // tokens too
   static constexpr int kTileTokens = kTokens;
   static constexpr int kOctets = kTokens / 8;
   // Several warps share a strip and their sums meet in shared memory; otherwise a warp has its strip
   // for itself and adds in registers.
   static constexpr bool kSpreads = kTokens < 128;
-  static constexpr int kRunsPerStage = kBf16 ? 4 : 2;
+  static constexpr int kColumnsPerStage = kFp8 ? 2 * kStageColumns : kStageColumns;
+  static constexpr int kStagesPerSpan = kSpanColumns / kColumnsPerStage;
+  static constexpr int kRunsPerStage = kBf16 || kFp8 ? 4 : 2;
   static constexpr int kSlicesPerSpan = kBf16 ? 1 : 2;
   static constexpr int kSliceColumns = kSpanColumns / kSlicesPerSpan;
   // Four warps that multiply together also share their tokens: those of as many spans as they have
   // turns. Each warp then uses the products with its own span alone.
-  static constexpr bool kTogether = kAtom == GemmAtom::kWgmma;
+  static constexpr bool kTogether = kAtom != GemmAtom::kMmaSync;
   static constexpr int kTurns = !kTogether || !kSpreads ? 1 : kTokens == 64 ? 2 : 4;
-  using Atom = std::conditional_t<kTogether, WgmmaAtom<kTurns * kTokens>, MmaSyncAtom<kTokens>>;
+  using Atom =
+      std::conditional_t<kTogether, WgmmaAtom<kTurns * kTokens, kFp8>, MmaSyncAtom<kTokens>>;
   // Blocks that one multiprocessor should hold; more than one bounds the registers.
   static constexpr int kMinBlocks = kTokens == 8 || (kTokens == 32 && !kTogether) ? 2 : 1;
   // Stages that are under way before they are multiplied: four where the weight's bytes are all that
-  // counts, two where registers are short.
-  static constexpr int kAhead = kTokens == 8 && !(kTogether && kBf16) ? 4
-                                : kTokens == 32 && kTogether          ? 4
-                                                                      : 2;
+  // counts, two where registers are short. Two of FP8 have the columns of four.
+  static constexpr int kAhead = kFp8                                    ? 2
+                                : kTokens == 8 && !(kTogether && kBf16) ? 4
+                                : kTokens == 32 && kTogether            ? 4
+                                                                        : 2;
   static constexpr int kSlots = kAhead + 1;
   // Threads that copy one token's 128 bytes, 16 at a time: a thread has one token.
   static constexpr int kTokenThreads = kTokens <= 32 ? 8 : kGemmThreads / kTokens;
   // Octets whose totals one warp keeps.
   static constexpr int kTotals = !kSpreads ? kOctets : kOctets == 1 ? 1 : kOctets / 2;
   static_assert(kTokens == 8 || kTokens % 32 == 0);
+  // A stage of FP8 is what has one scale, of the weight and of a token.
+  static_assert(!kFp8 || (!kBf16 && kColumnsPerStage == kFp8Group && kFp8Group == kScaleColumns));
 };
 
 // Byte offsets into the block's shared memory; the launcher asks for Bytes.
@@ -62,21 +69,29 @@ struct GemmSmem {
            (Traits::kSpreads ? kGemmWarps * Traits::kSlicesPerSpan * Traits::kOctets * kRunBytes
                              : 0);
   }
-  __host__ __device__ static constexpr int Bytes(int warps_per_strip) {
+  // Scales of FP8 tokens: floats [slot][turn][token].
+  __host__ __device__ static constexpr int TokenScales(int warps_per_strip) {
     return Scales(warps_per_strip) +
            (Traits::kSpreads ? kGemmWarps * Traits::kSlicesPerSpan * 8 : 0);
+  }
+  __host__ __device__ static constexpr int Bytes(int warps_per_strip) {
+    return TokenScales(warps_per_strip) +
+           (Traits::kFp8 ? Traits::kSlots * warps_per_strip * Traits::kTileTokens * 4 : 0);
   }
 };
 
 // What the warps do between two meetings at the end of a round: one span each.
 template <typename Traits>
 struct GemmRound {
+  using XElement = std::conditional_t<Traits::kFp8, uint8_t, device::Bf16>;
+
   GemmTile tile;
   int32_t index = 0;                      // round of the tile
   const unsigned char* weight = nullptr;  // this lane's first 16 bytes of the warp's span
   int32_t num_stages = 0;                 // of the warp's span; 0: the warp has nothing to multiply
+  int32_t num_runs = 0;                   // from there to the end of the strip
   int32_t most_stages = 0;                // of the spans of the warps that multiply together
-  const device::Bf16* row = nullptr;      // of x, that this thread copies; null: zeroes
+  const XElement* row = nullptr;          // of x, that this thread copies; null: zeroes
   bool lost = false;                      // its source is out of range: NaN
   float scale[Traits::kSlicesPerSpan][2] = {};  // of the strip's first and last eight rows
 };
@@ -125,6 +140,8 @@ class GemmBlock {
   using Atom = typename Traits::Atom;
   using Round = GemmRound<Traits>;
   using Smem = GemmSmem<Traits>;
+  static constexpr int kStagesPerSpan = Traits::kStagesPerSpan;
+  static constexpr int kSpanRuns = kStagesPerSpan * Traits::kRunsPerStage;
 
   __device__ __forceinline__ int WarpsPerStrip() const {
     return Traits::kSpreads ? launch_.warps_per_strip : 1;
@@ -153,7 +170,7 @@ class GemmBlock {
       const int source = params_.row_idx == nullptr ? row : params_.row_idx[row];
       round.lost = source < 0 || source >= params_.num_x_rows;
       if (!round.lost) {
-        round.row = static_cast<const device::Bf16*>(params_.x) +
+        round.row = static_cast<const typename Round::XElement*>(params_.x) +
                     tile.group * params_.x_group_stride + source * params_.x_row_stride;
       }
     }
@@ -183,10 +200,11 @@ class GemmBlock {
           there ? Min(Max(launch_.num_stages - first * kStagesPerSpan, 0), kStagesPerSpan) : 0;
     }
     if (round.num_stages == 0) return;
-    const int64_t stage = static_cast<int64_t>(strip) * launch_.num_stages + span * kStagesPerSpan;
+    const int64_t first_run = static_cast<int64_t>(strip) * launch_.strip_runs + span * kSpanRuns;
+    round.num_runs = launch_.strip_runs - span * kSpanRuns;
     round.weight = static_cast<const unsigned char*>(params_.weight) +
-                   round.tile.group * launch_.group_bytes +
-                   stage * (Traits::kRunsPerStage * kRunBytes) + device::LaneIdx() * 16;
+                   round.tile.group * launch_.group_bytes + first_run * kRunBytes +
+                   device::LaneIdx() * 16;
     if constexpr (!Traits::kBf16) {
       const int blocks = ScaleBlocks(params_.layout);
       const float* scale = params_.scales + round.tile.group * launch_.group_scales +
@@ -202,9 +220,13 @@ class GemmBlock {
   }
 
   __device__ __forceinline__ void LoadRun(const Round& round, int q, int i) {
-    if (q < round.num_stages) {
-      runs_[q % Traits::kAhead][i] =
-          device::LoadStream16(round.weight + (q * Traits::kRunsPerStage + i) * kRunBytes);
+    if (q >= round.num_stages) return;
+    const int run = q * Traits::kRunsPerStage + i;
+    uint4& to = runs_[q % Traits::kAhead][i];
+    if (Traits::kFp8 && run >= round.num_runs) {
+      to = make_uint4(0, 0, 0, 0);  // the strip ends within the stage
+    } else {
+      to = device::LoadStream16(round.weight + run * kRunBytes);
     }
   }
 
@@ -228,13 +250,30 @@ class GemmBlock {
         unsigned char* const to = tile + SwizzledOffset(token, piece);
         if (round.lost) {
           FillNan(to);
+        } else if constexpr (Traits::kFp8) {
+          CopyFp8Token(to, round.row, stage * Traits::kColumnsPerStage + piece * 16,
+                       params_.layout.k, params_.weight);
         } else {
           CopyToken(to, round.row, stage * kStageColumns + piece * 8, params_.layout.k,
                     launch_.x_alignment, params_.weight);
         }
       }
+      if (Traits::kFp8 && device::ThreadIdx() % kThreads == 0) {
+        CopyTokenScale(round, stage, &TokenScales(slot, turn)[token]);
+      }
     }
     device::CpAsyncCommit();
+  }
+
+  __device__ __forceinline__ void CopyTokenScale(const Round& round, int stage, float* to) const {
+    const int at = Fp8Entry{params_.layout.k, 0}.scales() + 4 * stage;
+    const bool there = round.row != nullptr;  // else nobody asks for what it gives
+    device::CpAsync<4>(to, there ? static_cast<const void*>(round.row + at) : params_.weight,
+                       there ? 4 : 0);
+  }
+  __device__ __forceinline__ float* TokenScales(int slot, int turn) const {
+    return reinterpret_cast<float*>(smem_ + Smem::TokenScales(WarpsPerStrip())) +
+           (slot * WarpsPerStrip() + turn) * Traits::kTileTokens;
   }
 
   // Multiplies stage q of `round` and lets stage `ahead_q` of `ahead` begin.
@@ -263,24 +302,25 @@ class GemmBlock {
       for (int j = 0; j < 4; ++j) refill(j);
       meanwhile();
     }
+    const int slot = slot_;
     slot_ = slot_ == Traits::kAhead ? 0 : slot_ + 1;
     // A span that ends early is complete then: what its warp goes on to multiply, for the others of
     // its four, is not its own.
     const int slice = q / kStagesPerSlice;
     const int end = (slice + 1) * kStagesPerSlice;
     const int own_end = Traits::kTurns == 1 ? end : Min(round.num_stages, end);
-    if (q + 1 == own_end) EndSlice(round, slice);
+    if (q + 1 == own_end) EndSlice(round, slice, slot);
   }
 
   __device__ __forceinline__ static void Operand(const uint4& run, int j, uint32_t (&a)[4]) {
-    if constexpr (Traits::kBf16) {
+    if constexpr (Traits::kBf16 || Traits::kFp8) {
       a[0] = run.x;
       a[1] = run.y;
       a[2] = run.z;
       a[3] = run.w;
     } else {
-      device::E4m3ToBf16(j % 2 == 0 ? run.x : run.z, a[0], a[1]);
-      device::E4m3ToBf16(j % 2 == 0 ? run.y : run.w, a[2], a[3]);
+      device::E4m3ToBf16(j % 2 == 0 ? run.x : run.z, a[0], a[2]);
+      device::E4m3ToBf16(j % 2 == 0 ? run.y : run.w, a[1], a[3]);
     }
   }
 
@@ -288,14 +328,33 @@ class GemmBlock {
     return Traits::kBf16 ? total + slice : device::Fma(scale, slice, total);
   }
 
-  // The warp's slice `i` of the round is summed up: add it, or hand it to those who add.
-  __device__ __forceinline__ void EndSlice(const Round& round, int i) {
+  // The slice sums of an octet from slice_[first] on, with the scales of FP8 tokens: powers of two, so
+  // that the products are exact.
+  __device__ __forceinline__ float4 ScaledSlice(int first, int octet, int slot) const {
+    const float4 slice =
+        make_float4(slice_[first], slice_[first + 1], slice_[first + 2], slice_[first + 3]);
+    if constexpr (Traits::kFp8) {
+      const float2 scale = *reinterpret_cast<const float2*>(TokenScales(slot, Turn()) + octet * 8 +
+                                                            device::LaneIdx() % 4 * 2);
+      return make_float4(slice.x * scale.x, slice.y * scale.y, slice.z * scale.x,
+                         slice.w * scale.y);
+    }
+    return slice;
+  }
+
+  // The warp's slice `i` of the round is summed up, its tokens are in `slot`: add it, or hand it to
+  // those who add.
+  __device__ __forceinline__ void EndSlice(const Round& round, int i, int slot) {
     constexpr int kStagesPerSlice = kStagesPerSpan / Traits::kSlicesPerSpan;
     if (i * kStagesPerSlice >= round.num_stages) return;
     if constexpr (!Traits::kSpreads) {
 #pragma unroll
-      for (int j = 0; j < 4 * Traits::kOctets; ++j) {
-        total_[j / 4][j % 4] = Add(total_[j / 4][j % 4], slice_[j], round.scale[i][j % 4 / 2]);
+      for (int o = 0; o < Traits::kOctets; ++o) {
+        const float4 slice = ScaledSlice(4 * o, o, slot);
+        total_[o][0] = Add(total_[o][0], slice.x, round.scale[i][0]);
+        total_[o][1] = Add(total_[o][1], slice.y, round.scale[i][0]);
+        total_[o][2] = Add(total_[o][2], slice.z, round.scale[i][1]);
+        total_[o][3] = Add(total_[o][3], slice.w, round.scale[i][1]);
       }
     } else {
       const int part = (Turn() * Traits::kSlicesPerSpan + i) * launch_.tile_strips + Strip();
@@ -305,9 +364,7 @@ class GemmBlock {
 #pragma unroll
         for (int o = 0; o < Traits::kOctets; ++o) {
           if (8 * o >= round.tile.num_rows) break;
-          const int first = 4 * (turn * Traits::kOctets + o);
-          Partial(part, o) =
-              make_float4(slice_[first], slice_[first + 1], slice_[first + 2], slice_[first + 3]);
+          Partial(part, o) = ScaledSlice(4 * (turn * Traits::kOctets + o), o, slot);
         }
       }
       if (!Traits::kBf16 && device::LaneIdx() == 0) {

@@ -5,7 +5,9 @@
 // runs of 512 bytes; in a run each of the 32 lanes of a warp has 16 bytes side by side, and they are
 // what the lane holds of the operand a of device::MmaBf16:
 //   bf16  one 16 x 16 tile a run: a[0], a[1], a[2], a[3]
-//   e4m3  two tiles a run: eight bytes of the first, then eight of the second
+//   e4m3  two tiles a run: eight bytes of the first, then eight of the second, in each a[0], a[2], a[1],
+//         a[3]. So they are also what the lane holds of device::WgmmaE4m3, whose columns in each 16
+//         have then another order: Fp8Place
 // So a warp streams a strip from its first byte to its last, 16 bytes a lane, without a detour.
 //
 // Scales of e4m3 are f32 [padded rows / 8, ceil(k / 128)].
@@ -81,12 +83,20 @@ __host__ __device__ constexpr int64_t PackedOffset(const PackedLayout& layout, i
   const int32_t tile = column / 16;
   const int32_t c = column % 16;
   const int32_t lane = row % 8 * 4 + c % 8 / 2;
-  const int32_t in_tile = (c / 8 * 2 + row / 8) * 2 + c % 2;
   const int64_t first_tile =
       static_cast<int64_t>(packed_row / kStripRows) * (PaddedColumns(layout) / 16);
-  if (layout.format == WeightFormat::kBf16) return ((first_tile + tile) * 32 + lane) * 8 + in_tile;
+  if (layout.format == WeightFormat::kBf16) {
+    return ((first_tile + tile) * 32 + lane) * 8 + (c / 8 * 2 + row / 8) * 2 + c % 2;
+  }
+  const int32_t in_tile = (row / 8 * 2 + c / 8) * 2 + c % 2;
   const int64_t run = (first_tile + tile) / 2;  // the strip begins at an even tile
   return (run * 32 + lane) * 16 + tile % 2 * 8 + in_tile;
+}
+
+// Where the instruction has column c of each 16 of an e4m3 weight, and so wants it of a token.
+__host__ __device__ constexpr int32_t Fp8Place(int32_t column) {
+  const int32_t c = column % 16;
+  return column - c + c % 8 / 2 * 4 + c / 8 * 2 + c % 2;
 }
 
 }  // namespace jevons::cuda

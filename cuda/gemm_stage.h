@@ -7,7 +7,7 @@
 
 namespace jevons::cuda {
 
-// A token's 64 columns in shared memory: 128 bytes, whose eight pieces of 16 are permuted by the
+// A token's columns of a stage in shared memory, 64 of bf16 or 128 of e4m3: 128 bytes, whose eight pieces of 16 are permuted by the
 // token's lowest three bits. So eight tokens' pieces of the same columns lie in different banks.
 constexpr int kTokenBytes = kStageColumns * 2;
 
@@ -52,6 +52,14 @@ __device__ __forceinline__ void CopyToken(unsigned char* to, const device::Bf16*
   }
 }
 
+// The same of 16 columns of a row of FP8, which is filled up with zeros to a multiple of 16.
+__device__ __forceinline__ void CopyFp8Token(unsigned char* to, const uint8_t* row, int column,
+                                             int k, const void* aligned) {
+  const bool there = row != nullptr && column < k;
+  device::CpAsync<16>(to, there ? row + column : aligned, there ? 16 : 0);
+}
+
+// NaN as bf16 and as e4m3.
 __device__ __forceinline__ void FillNan(unsigned char* to) {
   constexpr uint32_t kNanPair = 0x7FC07FC0u;
   *reinterpret_cast<uint4*>(to) = make_uint4(kNanPair, kNanPair, kNanPair, kNanPair);

@@ -18,6 +18,7 @@ struct GemmLaunch {
   int32_t strip_tiles = 0;  // tiles that cover the strips of a group
   int32_t num_strips = 0;   // of a group
   int32_t num_stages = 0;   // of a strip
+  int32_t strip_runs = 0;
   int32_t num_rounds = 0;
   int64_t group_bytes = 0;   // from a group's weight to the next one's
   int64_t group_scales = 0;  // the same of the scales, in floats

@@ -36,4 +36,11 @@ RmsNormParams NormParams(const RmsNormArgs& args);
 // What all matrix products have in common.
 GemmParams Product(const CudaWeight& weight, const TensorView& x, const TensorView& out);
 
+// Where the device has the end of the rows of x that a grouped product reads in their own order; null:
+// it may read all of them.
+inline const int32_t* EndOfRows(const GemmParams& params) {
+  const bool in_order = params.cu_rows != nullptr && params.row_idx == nullptr;
+  return in_order ? params.cu_rows + params.num_groups : nullptr;
+}
+
 }  // namespace jevons::cuda

@@ -62,7 +62,8 @@ __global__ void __launch_bounds__(kGemmThreads, Traits::kMinBlocks)
 bool HasKernel(const LinearRouteParams& p) {
   const GemmParams& product = p.product;
   const RmsNormParams& norm = p.router.norm;
-  return product.num_groups == 1 && product.cu_rows == nullptr && product.row_idx == nullptr &&
+  return product.atom != GemmAtom::kWgmmaFp8 && product.num_groups == 1 &&
+         product.cu_rows == nullptr && product.row_idx == nullptr &&
          product.epilogue == GemmEpilogue::kStore && product.out_type == Element::kF32 &&
          product.num_rows == norm.num_tokens && product.layout.n == norm.hidden &&
          product.out == norm.delta && product.out_row_stride == norm.delta_stride &&

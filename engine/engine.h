@@ -50,6 +50,8 @@ struct EngineOptions {
   // all that is left but a reserve.
   int64_t kv_cache_tokens = 0;
   KvCacheType kv_cache = KvCacheType::kAuto;
+  // What products of FP8 weights read: kFp8 for a checkpoint that has such.
+  ActivationPrecision activation_precision = ActivationPrecision::kExact;
   int32_t max_queued_requests = 1024;  // [1, 1000000]
   StepOverlap overlap = StepOverlap::kAuto;
   PrefixCaching prefix_cache = PrefixCaching::kOn;

@@ -73,7 +73,8 @@ absl::StatusOr<MlpWeights> ExpertReader::Load(int32_t layer_idx, std::span<const
     if (!model_->reopen) return absl::UnimplementedError("the checkpoint cannot be read again");
     ASSIGN_OR_RETURN(checkpoint_, model_->reopen());
   }
-  return LoadExpertWeights(model_->config, *checkpoint_, *backend_, layer_idx, experts);
+  return LoadExpertWeights(model_->config, *checkpoint_, *backend_, layer_idx, experts,
+                           model_->options.activation_precision);
 }
 
 }  // namespace jevons

@@ -89,14 +89,16 @@ absl::Status CheckWeightsFit(int64_t bytes, const Backend& backend) {
 }
 
 absl::StatusOr<ModelWeights> LoadWeights(const ModelConfig& config, const Checkpoint& checkpoint,
-                                         const RankGroup& group, Backend& backend) {
+                                         const EngineOptions& options, const RankGroup& group,
+                                         Backend& backend) {
   std::vector<std::vector<int32_t>> experts;
   for (const ExpertMap& map : group.maps) {
     experts.push_back(FilledSlots(map.experts_of_rank(group.communicator->info().rank)));
   }
   RETURN_IF_ERROR(CheckWeightsFit(LeastWeightBytes(config, experts), backend));
   const absl::Time start = absl::Now();
-  ASSIGN_OR_RETURN(ModelWeights out, LoadModelWeights(config, checkpoint, backend, experts));
+  ASSIGN_OR_RETURN(ModelWeights out, LoadModelWeights(config, checkpoint, backend, experts,
+                                                      options.activation_precision));
   LogInfo("weights_loaded",
           {{"gigabytes", absl::StrFormat("%.2f", static_cast<double>(out.matrix_bytes) / 1e9)},
            {"seconds", absl::StrFormat("%.1f", absl::ToDoubleSeconds(absl::Now() - start))}});
@@ -112,6 +114,7 @@ std::vector<int32_t> EndIds(const ModelConfig& config, const ChatFormat& chat_fo
 // Weights, memory, runner: all that is not in `out` yet.
 absl::Status Load(const Checkpoint& checkpoint, absl::Duration patience, LoadedModel& out) {
   const ModelConfig& config = out.config;
+  RETURN_IF_ERROR(CheckActivationPrecision(config, out.options));
   RankGroup group = {.communicator = out.communicator.get(), .maps = {}};
   if (out.in_group()) {
     ASSIGN_OR_RETURN(group.maps,
@@ -121,7 +124,8 @@ absl::Status Load(const Checkpoint& checkpoint, absl::Duration patience, LoadedM
   // Before the weights, which take their time.
   RETURN_IF_ERROR(FindKvDType(out.options.kv_cache, out.backend->traits()).status());
   const absl::Time start = absl::Now();
-  ASSIGN_OR_RETURN(ModelWeights weights, LoadWeights(config, checkpoint, group, *out.backend));
+  ASSIGN_OR_RETURN(ModelWeights weights,
+                   LoadWeights(config, checkpoint, out.options, group, *out.backend));
   out.load_seconds_per_byte = absl::ToDoubleSeconds(absl::Now() - start) /
                               static_cast<double>(std::max<int64_t>(weights.matrix_bytes, 1));
   out.limits.vocab_size = config.vocab_size;
@@ -188,6 +192,14 @@ absl::Status CheckOptions(const EngineOptions& o) {
   RETURN_IF_ERROR(CheckRange("cublaslt-rows", o.cublaslt_rows, 0, 65536));
   RETURN_IF_ERROR(CheckRange("balance-interval-steps", o.balance_interval_steps, 0, kMax));
   return CheckRange("redundant-experts", o.num_redundant_experts, 0, 65536);
+}
+
+absl::Status CheckActivationPrecision(const ModelConfig& config, const EngineOptions& options) {
+  if (options.activation_precision == ActivationPrecision::kExact || config.stores_fp8) {
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError(
+      "activation-precision fp8 is for checkpoints with FP8 weights, given one without");
 }
 
 absl::Status ResolveModelLen(const ModelConfig& config, EngineOptions& options) {

@@ -110,6 +110,8 @@ absl::StatusOr<LoadedModel> LoadModel(const EngineOptions& options, const ModelC
 absl::Status CheckDevices(int32_t num_ranks);
 // Each option within its range.
 absl::Status CheckOptions(const EngineOptions& options);
+// INVALID_ARGUMENT for an activation_precision that a model without FP8 weights has no use for.
+absl::Status CheckActivationPrecision(const ModelConfig& config, const EngineOptions& options);
 // Fills max_model_len where it is 0; INVALID_ARGUMENT beyond what the model's positions allow.
 absl::Status ResolveModelLen(const ModelConfig& config, EngineOptions& options);
 ModelRunnerOptions RunnerOptions(const EngineOptions& options, const BackendTraits& traits,

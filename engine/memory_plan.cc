@@ -106,8 +106,8 @@ absl::StatusOr<ModelBytes> Measure(const ModelConfig& config, const EngineOption
     if (!group.maps.empty()) of_runner.slots_per_rank = group.maps[0].slots_per_rank();
   }
   const int64_t start = planner->AvailableBytes();
-  ASSIGN_OR_RETURN(ModelWeights weights,
-                   LoadModelWeights(config, ZeroCheckpoint(config), *planner, experts));
+  ASSIGN_OR_RETURN(ModelWeights weights, LoadModelWeights(config, ZeroCheckpoint(config), *planner,
+                                                          experts, options.activation_precision));
   const int64_t loaded = planner->AvailableBytes();
   const int64_t moving = options.num_ranks > 1 ? MovingBytes(weights, options) : 0;
   ASSIGN_OR_RETURN(
@@ -151,6 +151,7 @@ absl::StatusOr<MemoryPlan> PlanMemory(const EngineOptions& options, std::string_
   RETURN_IF_ERROR(CheckOptions(options));
   ASSIGN_OR_RETURN(const CudaDeviceSpec spec, FindCudaDeviceSpec(device));
   ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(options.model_folder));
+  RETURN_IF_ERROR(CheckActivationPrecision(config, options));
   EngineOptions resolved = options;
   RETURN_IF_ERROR(ResolveModelLen(config, resolved));
   ASSIGN_OR_RETURN(const ModelBytes bytes, MeasureAll(config, resolved, spec));

@@ -91,6 +91,8 @@ absl::StatusOr<std::vector<GroupFact>> GroupFacts(const EngineOptions& options) 
       {"--max-model-len", absl::StrCat(options.max_model_len)},
       {"--kv-cache-tokens", absl::StrCat(options.kv_cache_tokens)},
       {"--kv-cache-dtype", std::string(KvCacheTypeName(options.kv_cache))},
+      {"--activation-precision",
+       std::string(ActivationPrecisionName(options.activation_precision))},
       {"--redundant-experts", absl::StrCat(options.num_redundant_experts)},
       {"--overlap-exchange", std::string(ExchangeOverlapName(options.exchange_overlap))},
       {"--exchange-precision", std::string(ExchangePrecisionName(options.exchange_precision))},

@@ -1,6 +1,7 @@
 #include "model/checkpoint.h"
 
 #include <algorithm>
+#include <cstring>
 #include <filesystem>
 #include <map>
 #include <system_error>
@@ -233,6 +234,28 @@ absl::StatusOr<std::unique_ptr<Checkpoint>> Checkpoint::Open(const std::string& 
                   : single ? checkpoint->OpenSingle()
                            : checkpoint->OpenAll());
   return checkpoint;
+}
+
+float LoadValue(const TensorView& tensor, int64_t index) {
+  const char* at = static_cast<const char*>(tensor.data) + index * DTypeBytes(tensor.dtype);
+  uint16_t half = 0;
+  float single = 0;
+  switch (tensor.dtype) {
+    case DType::kF32:
+      std::memcpy(&single, at, sizeof(single));
+      return single;
+    case DType::kBF16:
+      std::memcpy(&half, at, sizeof(half));
+      return Bf16ToFloat(half);
+    case DType::kF16:
+      std::memcpy(&half, at, sizeof(half));
+      return F16ToFloat(half);
+    case DType::kF8E4M3:
+      return F8E4M3ToFloat(static_cast<uint8_t>(*at));
+    default:
+      CHECK(false);
+  }
+  return 0;
 }
 
 }  // namespace jevons

@@ -49,4 +49,7 @@ class Checkpoint {
   virtual void Release(std::string_view name) const = 0;
 };
 
+// Element `index` of a contiguous tensor of f32, bf16, f16 or f8_e4m3, wherever it lies.
+float LoadValue(const TensorView& tensor, int64_t index);
+
 }  // namespace jevons

@@ -248,6 +248,7 @@ std::vector<int32_t> ModelRunner::OwnSlots(const ExpertMap& map) const {
 }
 
 absl::Status ModelRunner::WarmUp() {
+  RETURN_IF_ERROR(PrepareExperts());
   if (!backend_->traits().records_steps) return absl::OkStatus();
   // The largest write of a step, so that a backend's memory for writes grows in none.
   RETURN_IF_ERROR(backend_->Write(
@@ -265,6 +266,16 @@ absl::Status ModelRunner::WarmUp() {
       RETURN_IF_ERROR(sampler_->Write({}, n));
       RETURN_IF_ERROR(ComputeSamples(n));
     }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ModelRunner::PrepareExperts() {
+  for (const LayerWeights& layer : weights_.layers) {
+    const MlpWeights& experts = layer.moe.experts;
+    if (experts.down == nullptr) continue;
+    RETURN_IF_ERROR(backend_->PrepareProducts(*experts.gate_up, work_.token_row.view.dim(0)));
+    RETURN_IF_ERROR(backend_->PrepareProducts(*experts.down, work_.expert_act.view.dim(0)));
   }
   return absl::OkStatus();
 }

@@ -128,6 +128,8 @@ class ModelRunner {
   }
   // A step without queries.
   absl::Status WarmUpStep(int64_t num_tokens);
+  // Memory for the experts' largest products: in a group they have rows that no warming step has.
+  absl::Status PrepareExperts();
   absl::StatusOr<int64_t> WriteRows(std::span<const int32_t> rows);
   absl::Status ComputeLogits(int64_t num_rows);
   absl::Status ComputeSamples(int64_t num_rows);

@@ -18,28 +18,6 @@ namespace {
 
 constexpr absl::Duration kProgressInterval = absl::Seconds(5);
 
-float LoadValue(const TensorView& t, int64_t index) {
-  const char* at = static_cast<const char*>(t.data) + index * DTypeBytes(t.dtype);
-  uint16_t half = 0;
-  float single = 0;
-  switch (t.dtype) {
-    case DType::kF32:
-      std::memcpy(&single, at, sizeof(single));
-      return single;
-    case DType::kBF16:
-      std::memcpy(&half, at, sizeof(half));
-      return Bf16ToFloat(half);
-    case DType::kF16:
-      std::memcpy(&half, at, sizeof(half));
-      return F16ToFloat(half);
-    case DType::kF8E4M3:
-      return F8E4M3ToFloat(static_cast<uint8_t>(*at));
-    default:
-      CHECK(false);
-  }
-  return 0;
-}
-
 // Host memory with its view, for matrices that the checkpoint does not hold as the model wants
 // them.
 struct HostMatrix {
@@ -66,8 +44,12 @@ TensorPlace PlaceOf(const std::string& name) {
 class Loader {
  public:
   Loader(const ModelConfig& config, const Checkpoint& checkpoint, Backend& backend,
-         std::span<const std::vector<int32_t>> experts)
-      : config_(config), checkpoint_(checkpoint), backend_(backend), experts_(experts) {}
+         std::span<const std::vector<int32_t>> experts, ActivationPrecision input)
+      : config_(config),
+        checkpoint_(checkpoint),
+        backend_(backend),
+        experts_(experts),
+        input_(input) {}
 
   absl::StatusOr<ModelWeights> Load() {
     ModelWeights out;
@@ -322,7 +304,8 @@ class Loader {
     return Pack(spec, names[0]);
   }
 
-  absl::StatusOr<std::unique_ptr<Weight>> Pack(const WeightSpec& spec, const std::string& name) {
+  absl::StatusOr<std::unique_ptr<Weight>> Pack(WeightSpec& spec, const std::string& name) {
+    if (IsAllFp8(spec)) spec.input = input_;
     auto packed = backend_.PackWeight(spec);
     if (!packed.ok()) {
       return absl::Status(packed.status().code(),
@@ -368,6 +351,7 @@ class Loader {
   const Checkpoint& checkpoint_;
   Backend& backend_;
   const std::span<const std::vector<int32_t>> experts_;
+  const ActivationPrecision input_;
   const absl::Time start_ = absl::Now();
   absl::Time last_shown_ = start_;
   std::vector<std::string> read_;
@@ -385,14 +369,16 @@ int32_t NumGroupedSharedExperts(const ModelConfig& config, const BackendTraits& 
 
 absl::StatusOr<ModelWeights> LoadModelWeights(const ModelConfig& config,
                                               const Checkpoint& checkpoint, Backend& backend,
-                                              std::span<const std::vector<int32_t>> experts) {
-  return Loader(config, checkpoint, backend, experts).Load();
+                                              std::span<const std::vector<int32_t>> experts,
+                                              ActivationPrecision input) {
+  return Loader(config, checkpoint, backend, experts, input).Load();
 }
 
 absl::StatusOr<MlpWeights> LoadExpertWeights(const ModelConfig& config,
                                              const Checkpoint& checkpoint, Backend& backend,
-                                             int32_t layer_idx, std::span<const int32_t> experts) {
-  return Loader(config, checkpoint, backend, {}).LoadExpertsAlone(layer_idx, experts);
+                                             int32_t layer_idx, std::span<const int32_t> experts,
+                                             ActivationPrecision input) {
+  return Loader(config, checkpoint, backend, {}, input).LoadExpertsAlone(layer_idx, experts);
 }
 
 }  // namespace jevons

@@ -63,15 +63,17 @@ int32_t NumGroupedSharedExperts(const ModelConfig& config, const BackendTraits& 
 
 // Reads and packs every tensor; the checkpoint may be dropped afterwards. Tensors must have passed
 // CheckTensors. Where `experts` is given, a MoE layer i has the routed experts experts[i] alone, in
-// that order, and no others are read.
-absl::StatusOr<ModelWeights> LoadModelWeights(const ModelConfig& config,
-                                              const Checkpoint& checkpoint, Backend& backend,
-                                              std::span<const std::vector<int32_t>> experts = {});
+// that order, and no others are read. `input` is that of all weights that are FP8; UK and UV are not.
+absl::StatusOr<ModelWeights> LoadModelWeights(
+    const ModelConfig& config, const Checkpoint& checkpoint, Backend& backend,
+    std::span<const std::vector<int32_t>> experts = {},
+    ActivationPrecision input = ActivationPrecision::kExact);
 
 // The routed experts of one MoE layer, as LoadModelWeights reads them. Releases nothing of the
 // checkpoint.
 absl::StatusOr<MlpWeights> LoadExpertWeights(const ModelConfig& config,
                                              const Checkpoint& checkpoint, Backend& backend,
-                                             int32_t layer_idx, std::span<const int32_t> experts);
+                                             int32_t layer_idx, std::span<const int32_t> experts,
+                                             ActivationPrecision input);
 
 }  // namespace jevons

@@ -103,6 +103,11 @@ class Backend {
 
   // INVALID_ARGUMENT for shapes that do not fit together or a NaN among f8 values.
   virtual absl::StatusOr<std::unique_ptr<Weight>> PackWeight(const WeightSpec& spec) = 0;
+  // Takes what memory products with the weight need beside their arguments, for up to so many rows of x:
+  // then no step takes any. By default they need none.
+  virtual absl::Status PrepareProducts(const Weight& weight, int64_t most_rows) {
+    return absl::OkStatus();
+  }
   // A weight whose group g is a copy of groups[g], of weights that were packed on this device.
   // INVALID_ARGUMENT unless all have the same n, k, use and stored type; UNIMPLEMENTED where a
   // backend does not copy. May be called while ops read the weights.

@@ -36,4 +36,14 @@ void ReadFp8Entry(const uint8_t* entry, const Fp8Entry& layout, float* values) {
   }
 }
 
+void RoundToFp8(const float* values, int64_t r, float* rounded) {
+  for (int64_t begin = 0; begin < r; begin += kFp8Group) {
+    const int64_t end = std::min(r, begin + kFp8Group);
+    uint32_t largest = 0;
+    for (int64_t i = begin; i < end; ++i) largest = std::max(largest, Fp8Magnitude(values[i]));
+    const float scale = Fp8Scale(largest);
+    for (int64_t i = begin; i < end; ++i) rounded[i] = FromFp8(ToFp8(values[i], scale), scale);
+  }
+}
+
 }  // namespace jevons

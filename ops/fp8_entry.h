@@ -94,4 +94,7 @@ JEVONS_HOST_DEVICE inline float FromFp8(uint8_t e4m3, float scale) {
 void WriteFp8Entry(const float* values, const Fp8Entry& layout, uint8_t* entry);
 void ReadFp8Entry(const uint8_t* entry, const Fp8Entry& layout, float* values);
 
+// What an entry of r latents reads as after it was written. Twice is as once.
+void RoundToFp8(const float* values, int64_t r, float* rounded);
+
 }  // namespace jevons

@@ -6,14 +6,16 @@
 
 namespace jevons {
 
-// What    out[t] = W x[t] + bias
+// What    out[t] = W x[t] + bias. Where weight->input() is kFp8 every row of x is first rounded to what
+//         Fp8Entry{k, 0} keeps of it (ops/fp8_entry.h), here and in all ops below but HeadLinear
 // Shapes  x [num_tokens, k] f32, row stride free; out [num_tokens, n] f32, row stride free;
 //         bias [n] f32 or absent
 // Edge    num_tokens = 0 writes nothing; NaN or Inf in a row stays in that row
 // Order   the sum over k of one output has an order that depends on k alone, unless a backend is told
 //         otherwise: bitwise equal for any num_tokens, row position and number of threads
 // Error   |err| <= kLinearTolerance * sum_k |w x| against fp64, kLinearBf16Tolerance where x is
-//         bf16; and half a step of out's type
+//         bf16, and kLinearFp8Tolerance, with sum_k of the rounded x, where they are FP8: tensor cores
+//         then keep 14 bits or so of a sum of 32; and half a step of out's type
 struct LinearArgs {
   TensorView x;
   const Weight* weight = nullptr;  // num_groups 1
@@ -22,6 +24,7 @@ struct LinearArgs {
 };
 inline constexpr double kLinearTolerance = 2e-6;
 inline constexpr double kLinearBf16Tolerance = 1e-5;
+inline constexpr double kLinearFp8Tolerance = 1e-3;
 
 // What    Linear, then RmsNorm of columns of what it gives
 // Shapes  norm.x: the first columns of linear.out; no norm.delta
@@ -34,6 +37,7 @@ struct LinearAndNormArgs {
 // What    out[t, g] = W_g x[t, g]: every token meets every group (a head) with its own slice
 // Shapes  x [num_tokens, num_groups, k] f32, out [num_tokens, num_groups, n] f32,
 //         outer strides free
+//         weight->input() kExact
 // Edge, Order, Error as Linear
 struct HeadLinearArgs {
   TensorView x;

@@ -62,7 +62,7 @@ struct ExpertDispatchArgs {
 
 // What    RmsNorm; route.logits = router h, where h is the normed row before it was rounded to the
 //         type of norm.out; RouteTopK; where the plan is there, ExpertDispatch of what was chosen
-// Shapes  router [n_experts, hidden]; route.logits is written; norm.out as the input of Linear;
+// Shapes  router [n_experts, hidden], its input kExact; route.logits is written; norm.out as the input of Linear;
 //         where h is rounded, norm.x and norm.delta are there in f32
 // Edge    as those ops; the logits of rows that choose nothing are undefined
 // Order   that of a row's logits depends on hidden alone, as in Linear

@@ -164,6 +164,8 @@ absl::Status Validate(const HeadLinearArgs& args, const ArgRules& rules) {
   ArgCheck check("HeadLinear");
   CheckWeight(check, args.weight);
   if (!check.ok()) return check.status();
+  check.Require(args.weight->input() == ActivationPrecision::kExact,
+                "weight must not be packed for an input of fp8");
   const int64_t groups = args.weight->num_groups();
   check.Tensor("x", args.x, rules.activation, {kAnySize, groups, args.weight->k()},
                Layout::kStrided);

@@ -93,6 +93,8 @@ absl::Status Validate(const NormAndRouteArgs& args, const ArgRules& rules) {
   RETURN_IF_ERROR(Validate(args.route, rules));
   const int64_t num_tokens = args.norm.x.dim(0);
   check.InRange("router groups", args.router->num_groups(), 1, 1);
+  check.Require(args.router->input() == ActivationPrecision::kExact,
+                "router must not be packed for an input of fp8");
   check.InRange("router k", args.router->k(), args.norm.x.dim(1), args.norm.x.dim(1));
   check.Output("route.logits", args.route.logits, kF32, {num_tokens, args.router->n()});
   check.Tensor("norm.out", args.norm.out, rules.activation, {num_tokens, kAnySize},

@@ -1,4 +1,5 @@
 #include "absl/strings/str_cat.h"
+#include "base/strings.h"
 #include "ops/arg_check.h"
 #include "ops/validate.h"
 
@@ -46,6 +47,9 @@ absl::Status Validate(const WeightSpec& spec) {
       const std::string op = absl::StrCat("PackWeight: group ", g, " part ", p);
       ArgCheck check(op);
       CheckPart(check, spec.groups[g][p], k);
+      check.Require(spec.input == ActivationPrecision::kExact ||
+                        spec.groups[g][p].data.dtype == DType::kF8E4M3,
+                    "data must be f8_e4m3 where the input is fp8");
       RETURN_IF_ERROR(check.status());
       rows += spec.groups[g][p].data.dim(0);
     }
@@ -74,6 +78,12 @@ absl::Status Validate(std::span<const PackedGroup> groups) {
     if (group < 0 || group >= from->num_groups()) {
       return absl::InvalidArgumentError(absl::StrCat("JoinGroups: group ", g, " must be in [0, ",
                                                      from->num_groups(), "), got ", group));
+    }
+    if (from->input() != first.input()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("JoinGroups: group ", g, " must have the input ",
+                       ToAbsl(ActivationPrecisionName(first.input())), " as group 0 has, got ",
+                       ToAbsl(ActivationPrecisionName(from->input()))));
     }
     if (from->n() == first.n() && from->k() == first.k() && from->use() == first.use()) continue;
     return absl::InvalidArgumentError(absl::StrCat("JoinGroups: group ", g, " must be [", first.n(),

@@ -42,6 +42,8 @@ void AddPlan(CLI::App& app, CommandRun& run);
 void AddBackend(CLI::App& cmd, EngineOptions& engine);
 // --kv-cache-dtype. `engine` must outlive the parsing.
 void AddKvCacheDType(CLI::App& cmd, EngineOptions& engine);
+// --activation-precision. `engine` must outlive the parsing.
+void AddActivationPrecision(CLI::App& cmd, EngineOptions& engine);
 // --cublaslt-rows. `engine` must outlive the parsing.
 void AddCublasLtRows(CLI::App& cmd, EngineOptions& engine);
 

@@ -199,6 +199,7 @@ void AddGenerate(CLI::App& app, const Environment& environment, CommandRun& run)
   AddSampling(cmd, *flags);
   AddBackend(cmd, flags->engine);
   AddKvCacheDType(cmd, flags->engine);
+  AddActivationPrecision(cmd, flags->engine);
   AddCublasLtRows(cmd, flags->engine);
   cmd.add_option("--stop", flags->stop, "The answer ends before this text; may be given often");
   cmd.add_option("--logprobs", flags->logprobs,

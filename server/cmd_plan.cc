@@ -67,6 +67,7 @@ void AddPlan(CLI::App& app, CommandRun& run) {
   cmd.add_option("--kv-cache-tokens", engine.kv_cache_tokens,
                  "Tokens that the cache must hold; fails where they do not fit");
   AddKvCacheDType(cmd, engine);
+  AddActivationPrecision(cmd, engine);
   AddCublasLtRows(cmd, engine);
   cmd.add_option("--ranks", engine.num_ranks, "GPUs that share the experts; the plan is of one")
       ->capture_default_str();

@@ -128,6 +128,7 @@ void AddServe(CLI::App& app, const Environment& environment, CommandRun& run) {
       ->check(InRange<int64_t>(0, kMaxCount))
       ->capture_default_str();
   AddKvCacheDType(cmd, engine);
+  AddActivationPrecision(cmd, engine);
   AddCublasLtRows(cmd, engine);
   cmd.add_option("--threads", engine.num_threads, "0: the CPUs that the process may use")
       ->check(InRange<int64_t>(0, 1024))

@@ -71,6 +71,20 @@ void AddKvCacheDType(CLI::App& cmd, EngineOptions& engine) {
       ->default_str("auto");
 }
 
+void AddActivationPrecision(CLI::App& cmd, EngineOptions& engine) {
+  const auto set = [&engine](const std::string& name) {
+    engine.activation_precision =
+        name == "fp8" ? ActivationPrecision::kFp8 : ActivationPrecision::kExact;
+  };
+  cmd.add_option_function<std::string>(
+         "--activation-precision", set,
+         "What products of FP8 weights read. exact: activations as they are; fp8: rounded to FP8 "
+         "with a scale for each 128 values, which an H100 multiplies at twice the rate of bf16. "
+         "The tokens are those of any number of sequences and ranks, but not those of exact")
+      ->check(CLI::IsMember({"exact", "fp8"}))
+      ->default_str("exact");
+}
+
 void AddCublasLtRows(CLI::App& cmd, EngineOptions& engine) {
   cmd.add_option("--cublaslt-rows", engine.cublaslt_rows,
                  "With --backend cuda: dense products of steps with at least so many tokens by "

@@ -20,7 +20,7 @@ TABLE = ROOT / "docs/kernels/resources.md"
 RENEW = "cmake --build build --target kernel_resources"
 ARCHITECTURES = ("sm_80", "sm_90a", "sm_100")
 # Kernels that are launched on one architecture alone. On the others they trap.
-ONLY_ON = ((re.compile(r"\bkWgmma\b|^MlaWideKernel"), "sm_90a"),)
+ONLY_ON = ((re.compile(r"\bkWgmma(Fp8)?\b|^MlaWideKernel"), "sm_90a"),)
 
 # One multiprocessor, the same on all three architectures.
 REGISTERS = 65536
@@ -35,7 +35,7 @@ Written by `{renew}`. The test `check_kernel_resources` compares it with the
 build, and fails where a kernel spills registers or has local memory. `spills` are bytes of stores / loads and `local`
 bytes of a thread, `smem` static bytes of a block; `threads` are the most of a block. `blocks` and `warps` are what one
 multiprocessor holds as far as registers and threads decide: shared memory is chosen at launch and may allow fewer.
-Kernels with `kWgmma` and `MlaWideKernel` are launched on sm_90a alone.
+Kernels with `kWgmma` or `kWgmmaFp8`, and `MlaWideKernel`, are launched on sm_90a alone.
 """
 
 

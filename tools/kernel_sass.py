@@ -29,6 +29,9 @@ LOAD_MATRIX = r"LDSM\.16\.M88\.4"
 LOAD_TRANSPOSED = r"LDSM\.16\.MT88\.4"
 MMA = r"HMMA\.16816\.F32\.BF16"
 WGMMA = r"HGMMA\.64x\d+x16\.F32\.BF16"
+WGMMA_FP8 = r"QGMMA\.64x\d+x32\.F32\.E4M3\.E4M3"
+FROM_FP8 = r"F2FP\.F16\.E4M3(\.\w+)*"
+TENSOR = f"{MMA}|{WGMMA}|{WGMMA_FP8}"
 LOCAL = r"(LDL|STL)(\.\w+)*"
 
 # Every line holds for the kernels that its pattern finds, on the architectures where they are
@@ -37,16 +40,18 @@ FACTS = (
     Fact(r".*", [], [LOCAL], None),
     # One barrier for each of four stages, and one at the end of a round where warps share strips.
     Fact(r"^GemmKernel<.*kMmaSync", [LOAD_16, COPY_16, LOAD_MATRIX, MMA], [WGMMA], (4, 5)),
-    Fact(r"^GemmKernel<.*kWgmma", [LOAD_16, COPY_16, WGMMA], [MMA], (4, 5)),
+    Fact(r"^GemmKernel<.*kWgmma>", [LOAD_16, COPY_16, WGMMA], [MMA], (4, 5)),
+    # Two stages; nothing is converted.
+    Fact(r"^GemmKernel<.*kWgmmaFp8>", [LOAD_16, COPY_16, WGMMA_FP8], [MMA, WGMMA, FROM_FP8], (2, 3)),
     # Four for each tile of keys, and one where broken keys were zeroed.
     Fact(r"^MlaAttentionKernel", [COPY_16, LOAD_MATRIX, LOAD_TRANSPOSED, MMA], [WGMMA], (5,)),
     Fact(r"^MlaWideKernel", [COPY_16, WGMMA], [LOAD_MATRIX, LOAD_TRANSPOSED], None),
     Fact(r"^(MlaStoreKv|RmsNorm|SiluMul|Rope|Embed|ExpertCombine)Kernel", [LOAD_16, STORE_16], [], None),
     Fact(r"^GatherRowsKernel<uint4>", [LOAD_16, STORE_16], [], None),
-    Fact(r"^SampleTokensKernel", [LOAD_16], [], None),
+    Fact(r"^(SampleTokens|RoundRows)Kernel", [LOAD_16], [], None),
 )
 
-COUNTED = re.compile(r"LDG|STG|LDGSTS|LDSM|HMMA|HGMMA|UBLKCP|UTMA|BAR|LDL|STL|ATOM|RED|CALL")
+COUNTED = re.compile(r"LDG|STG|LDGSTS|LDSM|HMMA|HGMMA|QGMMA|UBLKCP|UTMA|BAR|LDL|STL|ATOM|RED|CALL")
 
 
 def find_nvdisasm():
@@ -173,7 +178,7 @@ def complaints(kernel, blocks):
             for name in filter(re.compile(unwanted).fullmatch, names):
                 yield f"has {names[name]} {name}"
         if fact.barriers:
-            barriers = barriers_beside(blocks, f"{MMA}|{WGMMA}")
+            barriers = barriers_beside(blocks, TENSOR)
             if barriers not in fact.barriers:
                 meant = " or ".join(map(str, fact.barriers))
                 yield f"has {barriers} barriers in the loop that multiplies; {meant} are meant"
@@ -181,7 +186,7 @@ def complaints(kernel, blocks):
 
 def counts(blocks):
     names = collections.Counter(name for block in blocks for name in block.names)
-    barriers = barriers_beside(blocks, f"{MMA}|{WGMMA}")
+    barriers = barriers_beside(blocks, TENSOR)
     return " ".join(f"{name}={names[name]}" for name in sorted(names)
                     if COUNTED.match(name)) + f" barriers_in_loop={barriers}"
 

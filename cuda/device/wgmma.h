@@ -104,16 +104,17 @@ __device__ __forceinline__ void WgmmaWait(D&... accumulators) {
 #define JEVONS_D_64(d, i) JEVONS_D_32(d, i), JEVONS_D_32(d, i + 32)
 #define JEVONS_D_128(d, i) JEVONS_D_64(d, i), JEVONS_D_64(d, i + 64)
 
-// d, the accumulator, has the operands %0 .. %(n / 2 - 1); `a`, `b`, `add` and `orders` are the text
-// of what follows, the other arguments its operands.
-#define JEVONS_WGMMA(n, half_n, a, b, add, orders, ...)                                            \
-  JEVONS_SM90A("{\n.reg .pred p;\nsetp.ne.b32 p, " add                                             \
-               ", 0;\n"                                                                            \
-               "wgmma.mma_async.sync.aligned.m64n" #n                                              \
-               "k16.f32.bf16.bf16 {" JEVONS_REGISTERS_##half_n "}, " a ", " b ", p, 1, 1, " orders \
-                                                               ";\n}"                              \
-               : JEVONS_D_##half_n(d, 0)                                                           \
+// d, the accumulator, has the operands %0 .. %(n / 2 - 1); `kind` says K and the types; `a`, `b`, `add`
+// and `orders` are the text of what follows, the other arguments its operands.
+#define JEVONS_WGMMA_OF(n, half_n, kind, a, b, add, orders, ...)                          \
+  JEVONS_SM90A("{\n.reg .pred p;\nsetp.ne.b32 p, " add                                    \
+               ", 0;\n"                                                                   \
+               "wgmma.mma_async.sync.aligned.m64n" #n kind " {" JEVONS_REGISTERS_##half_n \
+               "}, " a ", " b ", p, 1, 1" orders ";\n}"                                   \
+               : JEVONS_D_##half_n(d, 0)                                                  \
                : __VA_ARGS__)
+#define JEVONS_WGMMA(n, half_n, a, b, add, orders, ...) \
+  JEVONS_WGMMA_OF(n, half_n, "k16.f32.bf16.bf16", a, b, add, ", " orders, __VA_ARGS__)
 
 // d [64, N] += a [64, 16] b [16, N], or = where accumulate is false. Warp w of the four has the rows
 // 16 w .. 16 w + 15, its lane l with g = l / 4 and c = 2 * (l % 4):
@@ -177,7 +178,31 @@ __device__ __forceinline__ void WgmmaBf16Shared(float (&d)[N / 2], uint64_t a_de
 #undef JEVONS_OPERANDS
 }
 
+// d [64, N] += a [64, 32] b [32, N], or = where accumulate is false, both of e4m3. d as in WgmmaBf16; of
+// its 16 rows a lane has of a, with g = l / 4 and c = 4 * (l % 4), the first column in the low byte:
+//   a[0] rows g      columns c .. c+3      a[2] rows g      columns c+16 .. c+19
+//   a[1] rows g + 8  columns c .. c+3      a[3] rows g + 8  columns c+16 .. c+19
+// b is K-major: in the formulas of SmemDescriptor two columns have the place of one of bf16. The sum
+// keeps fewer bits than those of d: kLinearFp8Tolerance. 9.7.15.5.2 (wgmma.mma_async).
+template <int N>
+__device__ __forceinline__ void WgmmaE4m3(float (&d)[N / 2], const uint32_t (&a)[4],
+                                          uint64_t b_descriptor, bool accumulate) {
+  static_assert(N == 32 || N == 128);
+#define JEVONS_OPERANDS \
+  "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b_descriptor), "r"(int32_t{accumulate})
+  if constexpr (N == 32) {
+    JEVONS_WGMMA_OF(32, 16, "k32.f32.e4m3.e4m3", "{%16, %17, %18, %19}", "%20", "%21", "",
+                    JEVONS_OPERANDS);
+  }
+  if constexpr (N == 128) {
+    JEVONS_WGMMA_OF(128, 64, "k32.f32.e4m3.e4m3", "{%64, %65, %66, %67}", "%68", "%69", "",
+                    JEVONS_OPERANDS);
+  }
+#undef JEVONS_OPERANDS
+}
+
 #undef JEVONS_WGMMA
+#undef JEVONS_WGMMA_OF
 #undef JEVONS_REGISTERS_4
 #undef JEVONS_D_4
 #undef JEVONS_REGISTERS_8

@@ -20,6 +20,20 @@ inline TensorView Bytes(std::vector<uint8_t>& host) {
 }
 
 // Every test ends with nothing of the runtime left, which EmuTest checks.
+// How a weight is stored and what its products read.
+struct StoredAs {
+  DType dtype = DType::kBF16;
+  ActivationPrecision input = ActivationPrecision::kExact;
+
+  bool rounds_input() const { return input == ActivationPrecision::kFp8; }
+  std::string name() const {
+    return std::string(DTypeName(dtype)) + (rounds_input() ? " of rounded rows" : "");
+  }
+};
+inline constexpr StoredAs kStoredAs[] = {{DType::kBF16, ActivationPrecision::kExact},
+                                         {DType::kF8E4M3, ActivationPrecision::kExact},
+                                         {DType::kF8E4M3, ActivationPrecision::kFp8}};
+
 class CudaBackendTest : public emu::EmuTest {
  protected:
   CudaBackendTest() { backend_ = Create({}); }

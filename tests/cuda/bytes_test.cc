@@ -22,11 +22,13 @@ class BytesTest : public CudaBackendTest {
   DeviceTensor Ints(const std::vector<int32_t>& values) { return Upload(IntTensor(values)); }
 
   // Groups of `parts` parts of `rows` rows each.
-  std::unique_ptr<Weight> PackGroups(DType dtype, int32_t num_groups, int32_t parts, int64_t rows,
-                                     int64_t k) {
+  std::unique_ptr<Weight> PackGroups(const StoredAs& stored, int32_t num_groups, int32_t parts,
+                                     int64_t rows, int64_t k) {
+    const DType dtype = stored.dtype;
     std::vector<TestTensor> tensors;
     tensors.reserve(2 * num_groups * parts);
     WeightSpec spec;
+    spec.input = stored.input;
     spec.use = parts == 2 ? WeightUse::kGateUp : WeightUse::kPlain;
     spec.groups.resize(num_groups);
     for (auto& group : spec.groups) {
@@ -87,32 +89,32 @@ struct Size {
 const Size kSizes[] = {{64, 64}, {192, 512}, {320, 1088}};
 
 struct BytesCase {
-  DType dtype;
+  StoredAs stored;
   int64_t rows;
   Size size;
 
-  int64_t bytes() const { return size.n * size.k * DTypeBytes(dtype); }
+  int64_t bytes() const { return size.n * size.k * DTypeBytes(stored.dtype); }
 };
 
 std::vector<BytesCase> Cases() {
   std::vector<BytesCase> cases;
-  for (DType dtype : {DType::kBF16, DType::kF8E4M3}) {
+  for (const StoredAs& stored : kStoredAs) {
     for (const Size& size : kSizes) {
-      for (int64_t rows : kRows) cases.push_back({dtype, rows, size});
+      for (int64_t rows : kRows) cases.push_back({stored, rows, size});
     }
   }
   return cases;
 }
 
 std::string NameOf(const BytesCase& c) {
-  return std::string(DTypeName(c.dtype)) + "_" + std::to_string(c.size.n) + "_" +
-         std::to_string(c.size.k) + "_for_" + std::to_string(c.rows);
+  return c.stored.name() + "_" + std::to_string(c.size.n) + "_" + std::to_string(c.size.k) +
+         "_for_" + std::to_string(c.rows);
 }
 
 TEST_F(BytesTest, LinearReadsItsWeightOnce) {
   for (const BytesCase& c : Cases()) {
     SCOPED_TRACE(NameOf(c));
-    const auto weight = PackGroups(c.dtype, 1, 1, c.size.n, c.size.k);
+    const auto weight = PackGroups(c.stored, 1, 1, c.size.n, c.size.k);
     const DeviceTensor x = Normal(DType::kBF16, {c.rows, c.size.k});
     const DeviceTensor out = Normal(DType::kF32, {c.rows, c.size.n});
     const int64_t read = BytesRead(DataOf(*weight), [&] {
@@ -125,7 +127,7 @@ TEST_F(BytesTest, LinearReadsItsWeightOnce) {
 TEST_F(BytesTest, GatedUpReadsItsWeightOnce) {
   for (const BytesCase& c : Cases()) {
     SCOPED_TRACE(NameOf(c));
-    const auto weight = PackGroups(c.dtype, 1, 2, c.size.n / 2, c.size.k);
+    const auto weight = PackGroups(c.stored, 1, 2, c.size.n / 2, c.size.k);
     const DeviceTensor x = Normal(DType::kBF16, {c.rows, c.size.k});
     const DeviceTensor out = Normal(DType::kBF16, {c.rows, c.size.n / 2});
     const int64_t read = BytesRead(DataOf(*weight), [&] {
@@ -143,8 +145,9 @@ TEST_F(BytesTest, GatedUpReadsItsWeightOnce) {
 TEST_F(BytesTest, HeadLinearReadsTheWeightOfEachHeadOnce) {
   constexpr int32_t kHeads = 3;
   for (const BytesCase& c : Cases()) {
+    if (c.stored.rounds_input()) continue;  // not for heads
     SCOPED_TRACE(NameOf(c));
-    const auto weight = PackGroups(c.dtype, kHeads, 1, c.size.n, c.size.k);
+    const auto weight = PackGroups(c.stored, kHeads, 1, c.size.n, c.size.k);
     const DeviceTensor x = Normal(DType::kBF16, {c.rows, kHeads, c.size.k});
     const DeviceTensor out = Normal(DType::kBF16, {c.rows, kHeads, c.size.n});
     const int64_t read = BytesRead(DataOf(*weight), [&] {
@@ -159,9 +162,9 @@ TEST_F(BytesTest, MlaPrepareReadsTheWeightOfEachHeadOnce) {
   constexpr int64_t kRope = 16;
   const DeviceTensor table = Normal(DType::kF32, {4, kRope});
   for (const BytesCase& c : Cases()) {
-    if (c.dtype != DType::kBF16) continue;  // the others go to HeadLinear's kernel
+    if (c.stored.dtype != DType::kBF16) continue;  // the others go to HeadLinear's kernel
     SCOPED_TRACE(NameOf(c));
-    const auto uk = PackGroups(c.dtype, kHeads, 1, c.size.n, c.size.k);
+    const auto uk = PackGroups(c.stored, kHeads, 1, c.size.n, c.size.k);
     const DeviceTensor kv = Normal(DType::kBF16, {c.rows, c.size.n + kRope});
     const DeviceTensor norm = Normal(DType::kF32, {c.size.n});
     const DeviceTensor positions = Ints(std::vector<int32_t>(c.rows, 2));
@@ -185,9 +188,9 @@ TEST_F(BytesTest, MlaValuesReadTheWeightOfEachHeadOnce) {
   constexpr int64_t kRope = 16;
   for (const Size& size : {Size{128, 512}, Size{64, 64}, Size{192, 320}}) {
     for (int32_t rows : {1, 5, 8}) {
-      const BytesCase c = {DType::kBF16, rows, size};
+      const BytesCase c = {{}, rows, size};
       SCOPED_TRACE(NameOf(c));
-      const auto uv = PackGroups(c.dtype, kHeads, 1, size.n, size.k);
+      const auto uv = PackGroups(c.stored, kHeads, 1, size.n, size.k);
       const DeviceTensor q = Normal(DType::kBF16, {rows, kHeads, size.k + kRope});
       const DeviceTensor cache = Normal(DType::kBF16, {2, 16, size.k + kRope});
       const DeviceTensor table = Upload(TestTensor(DType::kI32, {1, 2}).Fill<int32_t>({1, 0}));
@@ -239,12 +242,12 @@ const Spread kSpreads[] = {{{0, 0, 0, 0, 1, 0, 0, 0}},
                            {{0, 0, 0}}};
 
 TEST_F(BytesTest, GroupedGemmReadsOnlyTheExpertsThatHaveRows) {
-  for (DType dtype : {DType::kBF16, DType::kF8E4M3}) {
+  for (const StoredAs& stored : kStoredAs) {
     for (const Size& size : kSizes) {
       for (const Spread& spread : kSpreads) {
-        const BytesCase c = {dtype, spread.num_rows(), size};
+        const BytesCase c = {stored, spread.num_rows(), size};
         SCOPED_TRACE(NameOf(c) + " rows of " + std::to_string(spread.num_active()) + " experts");
-        const auto weight = PackGroups(dtype, spread.num_groups(), 1, size.n, size.k);
+        const auto weight = PackGroups(stored, spread.num_groups(), 1, size.n, size.k);
         // A padded step has more rows than its experts.
         const DeviceTensor x = Normal(DType::kBF16, {c.rows + 3, size.k});
         const DeviceTensor out = Normal(DType::kBF16, {c.rows + 3, size.n});
@@ -263,11 +266,11 @@ TEST_F(BytesTest, GroupedGemmReadsOnlyTheExpertsThatHaveRows) {
 }
 
 TEST_F(BytesTest, GatedUpReadsOnlyTheExpertsThatHaveRows) {
-  for (DType dtype : {DType::kBF16, DType::kF8E4M3}) {
+  for (const StoredAs& stored : kStoredAs) {
     for (const Spread& spread : kSpreads) {
-      const BytesCase c = {dtype, spread.num_rows(), {192, 512}};
+      const BytesCase c = {stored, spread.num_rows(), {192, 512}};
       SCOPED_TRACE(NameOf(c) + " rows of " + std::to_string(spread.num_active()) + " experts");
-      const auto weight = PackGroups(dtype, spread.num_groups(), 2, c.size.n / 2, c.size.k);
+      const auto weight = PackGroups(stored, spread.num_groups(), 2, c.size.n / 2, c.size.k);
       const DeviceTensor x = Normal(DType::kBF16, {c.rows + 3, c.size.k});
       const DeviceTensor out = Normal(DType::kBF16, {c.rows + 3, c.size.n / 2});
       const DeviceTensor cu_rows = Ints(spread.CuRows());
@@ -288,9 +291,9 @@ TEST_F(BytesTest, NormAndRouteOfASmallStepReadsTheRouterOnce) {
   constexpr int32_t kTopK = 4;
   for (const Size& size : {Size{64, 64}, Size{80, 512}, Size{256, 1088}}) {
     for (int64_t rows : {1, 5, 8}) {
-      const BytesCase c = {DType::kBF16, rows, size};
+      const BytesCase c = {{}, rows, size};
       SCOPED_TRACE(NameOf(c));
-      const auto router = PackGroups(c.dtype, 1, 1, c.size.n, c.size.k);
+      const auto router = PackGroups(c.stored, 1, 1, c.size.n, c.size.k);
       const DeviceTensor x = Normal(DType::kF32, {rows, c.size.k});
       const DeviceTensor delta = Normal(DType::kF32, {rows, c.size.k});
       const DeviceTensor norm = Normal(DType::kF32, {c.size.k});
@@ -319,11 +322,11 @@ TEST_F(BytesTest, NormAndRouteOfASmallStepReadsTheRouterOnce) {
 }
 
 TEST_F(BytesTest, FinishExpertsReadsOnlyTheExpertsThatHaveRows) {
-  for (DType dtype : {DType::kBF16, DType::kF8E4M3}) {
+  for (const StoredAs& stored : kStoredAs) {
     const Spread spread = {{0, 1, 0, 2, 0, 0, 1}};
-    const BytesCase c = {dtype, spread.num_rows(), {192, 512}};
+    const BytesCase c = {stored, spread.num_rows(), {192, 512}};
     SCOPED_TRACE(NameOf(c));
-    const auto weight = PackGroups(dtype, spread.num_groups(), 1, c.size.n, c.size.k);
+    const auto weight = PackGroups(stored, spread.num_groups(), 1, c.size.n, c.size.k);
     const DeviceTensor act = Normal(DType::kBF16, {c.rows, c.size.k});
     const DeviceTensor rows = Normal(DType::kBF16, {c.rows, c.size.n});
     const DeviceTensor cu_rows = Ints(spread.CuRows());

@@ -6,6 +6,7 @@
 #include "cuda/gemm.h"
 #include "cuda/mla.h"
 #include "cuda/mla_store.h"
+#include "cuda/round_rows.h"
 #include "cuda/rows.h"
 #include "cuda/sample.h"
 #include "gtest/gtest.h"
@@ -76,7 +77,12 @@ void ForEachGemm(const Use& use) {
           SCOPED_TRACE(testing::Message()
                        << "sm_" << device.sm << " n " << product.n << " k " << product.k
                        << " format " << static_cast<int>(format) << " rows " << rows);
-          use(ParamsOf(product, format, rows), device);
+          GemmParams params = ParamsOf(product, format, rows);
+          use(params, device);
+          if (!MultipliesFp8(params.layout, device)) continue;
+          params.atom = GemmAtom::kWgmmaFp8;
+          params.x_row_stride = RoundedRowBytes(product.k, true);
+          use(params, device);
         }
       }
     }
@@ -101,8 +107,9 @@ TEST(ChooseGemmTest, EveryPlanFitsTheDevice) {
 
 TEST(ChooseGemmTest, TheDeviceAloneDecidesTheAtom) {
   ForEachGemm([](const GemmParams& params, const DeviceFacts& device) {
+    const GemmAtom own = device.sm == 90 ? GemmAtom::kWgmma : GemmAtom::kMmaSync;
     EXPECT_EQ(ChooseGemm(params, device).atom,
-              device.sm == 90 ? GemmAtom::kWgmma : GemmAtom::kMmaSync);
+              params.atom == GemmAtom::kOfDevice ? own : params.atom);
   });
 }
 
@@ -129,6 +136,20 @@ TEST(ChooseGemmTest, ALargeProductKeepsEveryMultiprocessorBusy) {
       EXPECT_GE(ChooseGemm(params, device).num_blocks, device.num_sms);
     }
   }
+}
+
+TEST(ChooseGemmTest, RowsOfFp8AreForSuchAWeightAndWhole) {
+  const DeviceFacts& h100 = kDevices[1];
+  GemmParams params = ParamsOf({2048, 200}, WeightFormat::kE4m3, 7);
+  params.atom = GemmAtom::kWgmmaFp8;
+  params.x_row_stride = RoundedRowBytes(200, true);
+  EXPECT_EQ(params.x_row_stride, 208 + 16);
+  EXPECT_EQ(ChooseGemm(params, h100).tile_tokens, 8);
+  params.layout.format = WeightFormat::kBf16;
+  EXPECT_EQ(ChooseGemm(params, h100).num_blocks, 0);
+  params.layout.format = WeightFormat::kE4m3;
+  params.x_row_stride -= 8;
+  EXPECT_EQ(ChooseGemm(params, h100).num_blocks, 0);
 }
 
 TEST(ChooseGemmTest, NoRowsNeedNoBlocks) {

@@ -81,7 +81,10 @@ TEST_F(GenerateRanksTest, RanksOfUnlikeBackendsRefuseEachOtherByName) {
   };
   const Pair pairs[] = {
       {{"cuda"}, {"cpu"}, "the backend is cuda at rank 0 and cpu there"},
-      {{"cuda", "--cublaslt-rows", "8"}, {"cuda"}, "--cublaslt-rows is 8 at rank 0 and 0 there"}};
+      {{"cuda", "--cublaslt-rows", "8"}, {"cuda"}, "--cublaslt-rows is 8 at rank 0 and 0 there"},
+      {{"cpu", "--activation-precision", "fp8"},
+       {"cpu"},
+       "--activation-precision is fp8 at rank 0 and exact there"}};
   for (const Pair& pair : pairs) {
     const std::string leader = FreeAddress();
     const auto run = [&](const char* rank, const std::vector<std::string>& backend) {

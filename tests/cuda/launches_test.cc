@@ -1,10 +1,12 @@
 // How many kernels a step is: between two of them nothing works, and with few tokens that is most of
 // what a step loses.
+#include <memory>
 #include <numeric>
 #include <span>
 
 #include "model/model_runner.h"
 #include "tests/cuda/backend_fixture.h"
+#include "tests/support/fp8_checkpoint.h"
 #include "tests/support/tiny_model.h"
 
 namespace jevons {
@@ -13,9 +15,13 @@ namespace {
 class LaunchesTest : public CudaBackendTest {
  protected:
   // Of one step with the first tokens of a sequence.
-  int64_t KernelsOfAStep(const ModelConfig& config, int32_t num_tokens) {
-    const RandomCheckpoint checkpoint(config, 7);
-    auto weights = LoadModelWeights(config, checkpoint, *backend_);
+  int64_t KernelsOfAStep(const ModelConfig& config, int32_t num_tokens,
+                         ActivationPrecision activations = ActivationPrecision::kExact) {
+    std::unique_ptr<Checkpoint> checkpoint = std::make_unique<RandomCheckpoint>(config, 7);
+    if (activations == ActivationPrecision::kFp8) {
+      checkpoint = std::make_unique<Fp8Checkpoint>(config, 7);
+    }
+    auto weights = LoadModelWeights(config, *checkpoint, *backend_, {}, activations);
     EXPECT_TRUE(weights.ok()) << weights.status();
     auto runner = ModelRunner::Create(config, *std::move(weights), backend_.get(),
                                       {.max_tokens = 16, .max_num_seqs = 1, .max_positions = 64});
@@ -44,10 +50,11 @@ class LaunchesTest : public CudaBackendTest {
     }
     return kernels;
   }
-  int64_t KernelsOfAMoeLayer(ModelConfig config, int32_t num_tokens) {
-    const int64_t without = KernelsOfAStep(config, num_tokens);
+  int64_t KernelsOfAMoeLayer(ModelConfig config, int32_t num_tokens,
+                             ActivationPrecision activations = ActivationPrecision::kExact) {
+    const int64_t without = KernelsOfAStep(config, num_tokens, activations);
     ++config.num_hidden_layers;
-    return KernelsOfAStep(config, num_tokens) - without;
+    return KernelsOfAStep(config, num_tokens, activations) - without;
   }
 };
 
@@ -56,6 +63,12 @@ TEST_F(LaunchesTest, AMoeLayerOfOneTokenHasThreeKernelsBesideAttention) {
   EXPECT_EQ(KernelsOfAMoeLayer(TinyV2Config(), 1), 6);
   EXPECT_EQ(KernelsOfAMoeLayer(TinyV2Config(), 8), 6);
   EXPECT_EQ(KernelsOfAMoeLayer(TinyV3Config(), 1), 7);
+}
+
+// The low-rank query with the keys, the query, the output, which the router's kernel does not take
+// then, and the experts' two.
+TEST_F(LaunchesTest, RoundedActivationsAddOneForEachProductOfFp8Weights) {
+  EXPECT_EQ(KernelsOfAMoeLayer(TinyV3Config(), 1, ActivationPrecision::kFp8), 8 + 5);
 }
 
 // Values apart from attention; its product, norm, router and choice apart. Then down apart from

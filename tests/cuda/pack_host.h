@@ -21,7 +21,9 @@ std::vector<T> PackOnHost(const PackedLayout& layout, const std::function<T(int,
       for (int i = 0; i < 32 * tiles_per_run * 8; ++i) {
         const int lane = i / (8 * tiles_per_run);
         const int tile = run * tiles_per_run + i / 8 % tiles_per_run;
-        const int a = i % 8 / 2;  // register of the operand
+        // Register of the operand; e4m3 has the second and the third the other way round.
+        const int pair = i % 8 / 2;
+        const int a = tiles_per_run == 2 && pair % 3 != 0 ? 3 - pair : pair;
         const int below = a % 2;  // rows 8 .. 15 of the strip
         const int in_half = lane / 4;
         const int column = tile * 16 + a / 2 * 8 + lane % 4 * 2 + i % 2;

@@ -1,8 +1,10 @@
 // What a model would take of a device, against what it takes.
 #include <cstdint>
 
+#include "cuda/round_rows.h"
 #include "engine/memory_plan.h"
 #include "tests/cuda/backend_fixture.h"
+#include "tests/support/fp8_checkpoint.h"
 #include "tests/support/test_data.h"
 #include "tests/support/tiny_model.h"
 
@@ -48,13 +50,21 @@ TEST_F(CudaPlannerTest, WeightsTakeWhatWasPlanned) {
   }
 }
 
-TEST_F(CudaPlannerTest, ARunnerTakesWhatWasPlannedBesideTheWeights) {
+class PlannedRunnerTest : public CudaPlannerTest,
+                          public testing::WithParamInterface<ActivationPrecision> {};
+INSTANTIATE_TEST_SUITE_P(Activations, PlannedRunnerTest,
+                         testing::Values(ActivationPrecision::kExact, ActivationPrecision::kFp8),
+                         [](const auto& info) {
+                           return std::string(ActivationPrecisionName(info.param));
+                         });
+
+TEST_P(PlannedRunnerTest, TakesWhatWasPlannedBesideTheWeights) {
   const ModelConfig config = TinyV3Config();
-  const RandomCheckpoint checkpoint(config, 7);
+  const Fp8Checkpoint checkpoint(config, 7);
   int64_t taken[2] = {};
   int64_t num_allocations = 0;
   for (Backend* backend : {planner_.get(), backend_.get()}) {
-    auto weights = LoadModelWeights(config, checkpoint, *backend);
+    auto weights = LoadModelWeights(config, checkpoint, *backend, {}, GetParam());
     ASSERT_TRUE(weights.ok()) << weights.status();
     const int64_t loaded = backend->AvailableBytes();
     num_allocations = emu::OutstandingAllocations();
@@ -76,6 +86,29 @@ TEST_F(CudaPlannerTest, ARunnerTakesWhatWasPlannedBesideTheWeights) {
   constexpr int64_t kUnitBytes = 512;
   EXPECT_GE(taken[0], taken[1]);
   EXPECT_LT(taken[0], taken[1] + num_allocations * kUnitBytes);
+}
+
+// Of a rank of two the experts' products may have the tokens of both.
+TEST_F(CudaPlannerTest, RoundedRowsTakeWhatWasPlannedAndNoStepTakesMore) {
+  constexpr int64_t kColumns = 200;
+  constexpr int64_t kRows = 1000;
+  TestTensor data(DType::kF8E4M3, {64, kColumns});
+  TestTensor scale(DType::kF32, {1, 2});
+  WeightSpec spec = {{{{data.FillNormal(random_).view(), scale.FillNormal(random_).view()}}}};
+  spec.input = ActivationPrecision::kFp8;
+  const DeviceTensor x = Normal(DType::kBF16, {kRows, kColumns});
+  const DeviceTensor out = Normal(DType::kBF16, {kRows, 64});
+  const int64_t row_bytes = cuda::RoundedRowBytes(kColumns, kPlannedDevice.major == 9);
+  for (Backend* backend : {planner_.get(), backend_.get()}) {
+    const auto weight = backend->PackWeight(spec);
+    ASSERT_TRUE(weight.ok()) << weight.status();
+    const int64_t before = backend->AvailableBytes();
+    ASSERT_TRUE(backend->PrepareProducts(**weight, kRows).ok());
+    const int64_t after = backend->AvailableBytes();
+    EXPECT_EQ(before - after, kRows * row_bytes);
+    ASSERT_TRUE(backend->Linear({x.view, weight->get(), {}, out.view}).ok());
+    EXPECT_EQ(backend->AvailableBytes(), after);
+  }
 }
 
 // Beside what it takes in steps, which is the same.
@@ -129,6 +162,14 @@ TEST(MemoryPlanTest, CublasLtTakesOfTheWorkspace) {
   options.backend = BackendKind::kCpu;
   ExpectError(PlanMemory(options, "h100"), StatusCode::kInvalidArgument,
               {"cublaslt-rows 512", "given cpu"});
+}
+
+TEST(MemoryPlanTest, RowsOfFp8AreForAModelWithFp8Weights) {
+  EngineOptions options;
+  options.model_folder = DataPath("configs/DeepSeek-V2-Lite");
+  options.activation_precision = ActivationPrecision::kFp8;
+  ExpectError(PlanMemory(options, "h100"), StatusCode::kInvalidArgument,
+              {"activation-precision fp8", "FP8 weights"});
 }
 
 TEST(MemoryPlanTest, ARankHoldsItsShareOfTheExpertsAndRowsOfTheOthers) {

@@ -85,6 +85,7 @@ struct WgmmaArgs {
   uint64_t b_descriptor = 0;
   bool accumulate = false;
   bool transposed_b = false;
+  bool e4m3 = false;  // else bf16
 };
 void WgmmaIssue(const WgmmaArgs& args, Site at);
 void WgmmaFence(Site at);

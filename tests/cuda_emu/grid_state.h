@@ -58,6 +58,7 @@ struct Wgmma {
   int n = 0;
   bool accumulate = false;
   bool transposed_b = false;
+  bool e4m3 = false;
   bool a_shared = false;
   uint64_t a_descriptor = 0;
   uint64_t b_descriptor = 0;

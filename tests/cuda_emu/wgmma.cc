@@ -2,6 +2,8 @@
 // then the accumulator is NaN and the operands in shared memory may not change.
 #include <algorithm>
 #include <bit>
+#include <cmath>
+#include <limits>
 
 #include "tests/cuda_emu/grid_state.h"
 
@@ -9,12 +11,19 @@ namespace jevons::emu {
 namespace {
 
 constexpr int kRows = 16;
-constexpr int kDepth = 16;
+constexpr int kMostDepth = 32;  // of e4m3; of bf16 half
 constexpr int kWarpsPerGroup = 4;
 constexpr int kMostColumns = 256;
 constexpr const char* kName = "Wgmma";
 
 float FromBf16(uint32_t bits) { return std::bit_cast<float>(bits << 16); }
+
+float FromE4m3(uint32_t byte) {
+  if ((byte & 0x7F) == 0x7F) return std::numeric_limits<float>::quiet_NaN();
+  return std::bit_cast<float>((byte & 0x80) << 24 | (byte & 0x7F) << 20) * 0x1p120f;
+}
+
+int DepthOf(const Wgmma& call) { return call.e4m3 ? kMostDepth : kMostDepth / 2; }
 
 // The matrix descriptor, 9.7.15.5.1: a field of addresses counts 16 bytes.
 struct Descriptor {
@@ -56,21 +65,24 @@ struct Descriptor {
   }
 };
 
-// One operand of a warp: rows first .. first + num along M or N, all 16 along K.
+// One operand of a warp: rows first .. first + num along M or N, all of the depth along K.
 struct Operand {
   Descriptor descriptor;
   bool k_major;
   int first;
   int num;
+  bool e4m3;  // two lie in the place of a bf16; K-major
 
   // Calls visit(shared address, i, k) for each element, the eight of 16 bytes one after another.
   template <typename Visit>
   void ForElements(Visit visit) const {
-    for (int outer = 0; outer < (k_major ? num : kDepth); ++outer) {
-      for (int inner = 0; inner < (k_major ? kDepth : num); ++inner) {
+    const int width = e4m3 ? 2 : 1;
+    const int depth = kMostDepth / 2 * width;
+    for (int outer = 0; outer < (k_major ? num : depth); ++outer) {
+      for (int inner = 0; inner < (k_major ? depth : num); ++inner) {
         const int i = k_major ? outer : inner;
         const int k = k_major ? inner : outer;
-        visit(descriptor.Address(first + i, k, k_major), i, k);
+        visit(descriptor.Address(first + i, k / width, k_major) + k % width, i, k);
       }
     }
   }
@@ -78,16 +90,17 @@ struct Operand {
   template <typename Visit>
   void ForPieces(const Block& block, Visit visit) const {
     ForElements([&](int64_t address, int i, int k) {
-      if ((k_major ? k : i) % 8 == 0) visit(block.smem + (address - kFirstSharedAddress));
+      if ((k_major ? k : i) % (e4m3 ? 16 : 8) == 0)
+        visit(block.smem + (address - kFirstSharedAddress));
     });
   }
 };
 
 Operand OperandB(const Wgmma& call) {
-  return {Descriptor(call.b_descriptor), !call.transposed_b, 0, call.n};
+  return {Descriptor(call.b_descriptor), !call.transposed_b, 0, call.n, call.e4m3};
 }
 Operand OperandA(const Wgmma& call, const Warp& warp) {
-  return {Descriptor(call.a_descriptor), true, warp.idx % kWarpsPerGroup * kRows, kRows};
+  return {Descriptor(call.a_descriptor), true, warp.idx % kWarpsPerGroup * kRows, kRows, call.e4m3};
 }
 
 template <typename Visit>
@@ -142,16 +155,21 @@ float LoadBf16(const Block& block, int64_t shared_address) {
   return FromBf16(bits);
 }
 
+float LoadE4m3(const Block& block, int64_t shared_address) {
+  return FromE4m3(block.smem[shared_address - kFirstSharedAddress]);
+}
+
 struct Matrices {
-  float a[kRows][kDepth];
-  float b[kDepth][kMostColumns];
+  float a[kRows][kMostDepth];
+  float b[kMostDepth][kMostColumns];
   float d[kRows][kMostColumns];
 };
 
 void LoadOperands(const Wgmma& call, const Warp& warp, Matrices& m) {
   const Block& block = *warp.block;
-  OperandB(call).ForElements(
-      [&](int64_t address, int i, int k) { m.b[k][i] = LoadBf16(block, address); });
+  OperandB(call).ForElements([&](int64_t address, int i, int k) {
+    m.b[k][i] = call.e4m3 ? LoadE4m3(block, address) : LoadBf16(block, address);
+  });
   if (call.a_shared) {
     OperandA(call, warp).ForElements([&](int64_t address, int i, int k) {
       m.a[i][k] = LoadBf16(block, address);
@@ -159,7 +177,12 @@ void LoadOperands(const Wgmma& call, const Warp& warp, Matrices& m) {
     return;
   }
   for (int row = 0; row < kRows; ++row) {
-    for (int k = 0; k < kDepth; ++k) {
+    for (int k = 0; k < DepthOf(call); ++k) {
+      if (call.e4m3) {
+        const uint32_t four = call.a[row % 8 * 4 + k % 16 / 4][row / 8 + k / 16 * 2];
+        m.a[row][k] = FromE4m3(four >> (8 * (k % 4)) & 0xFF);
+        continue;
+      }
       const uint32_t pair = call.a[row % 8 * 4 + k % 8 / 2][row / 8 + k / 8 * 2];
       m.a[row][k] = FromBf16(k % 2 == 0 ? pair & 0xFFFF : pair >> 16);
     }
@@ -177,6 +200,39 @@ float* ResultOf(const Warp& warp, int i, int lane) {
   return warp.wgmmas[i]->d[lane];
 }
 
+// The whole part, of less than 2^22: a conversion would not become vector code.
+float WholePart(float value) {
+  constexpr float kWhole = 0x1.8p23f;
+  const float near = (value + kWhole) - kWhole;
+  return std::abs(near) > std::abs(value) ? near - std::copysign(1.0f, value) : near;
+}
+
+// d[n] += the sum over k, as tensor cores of sm_90 add products of FP8: what is added, d among it, is
+// cut off kFp8Bits below the highest bit of the largest (14 bits or so are kept: DeepSeek-V3's report,
+// 3.3.2).
+void AddE4m3(const float (&a)[kMostDepth], const float (&b)[kMostDepth][kMostColumns], int n,
+             float (&d)[kMostColumns]) {
+  constexpr uint32_t kFp8Bits = 13;
+  float largest[kMostColumns];
+  for (int j = 0; j < n; ++j) largest[j] = std::abs(d[j]);
+  for (int k = 0; k < kMostDepth; ++k) {
+    for (int j = 0; j < n; ++j) {
+      const float size = std::abs(a[k] * b[k][j]);
+      largest[j] = size > largest[j] ? size : largest[j];
+    }
+  }
+  float units[kMostColumns];  // in one
+  for (int j = 0; j < n; ++j) {
+    const uint32_t exponent = std::bit_cast<uint32_t>(largest[j]) >> 23;
+    units[j] = std::bit_cast<float>((254 + kFp8Bits - std::max(exponent, kFp8Bits + 1)) << 23);
+  }
+  for (int j = 0; j < n; ++j) d[j] = WholePart(d[j] * units[j]);
+  for (int k = 0; k < kMostDepth; ++k) {
+    for (int j = 0; j < n; ++j) d[j] += WholePart(a[k] * b[k][j] * units[j]);
+  }
+  for (int j = 0; j < n; ++j) d[j] /= units[j];
+}
+
 void Compute(const Warp& warp, int i) {
   static Matrices& m = *new Matrices;
   const Wgmma& call = *warp.wgmmas[i];
@@ -187,7 +243,8 @@ void Compute(const Warp& warp, int i) {
       const Place place = PlaceOfD(row, n);
       m.d[row][n] = call.before[place.lane][place.idx];
     }
-    for (int k = 0; k < kDepth; ++k) {
+    if (call.e4m3) AddE4m3(m.a[row], m.b, call.n, m.d[row]);
+    for (int k = 0; k < DepthOf(call) && !call.e4m3; ++k) {
       for (int n = 0; n < call.n; ++n) m.d[row][n] += m.a[row][k] * m.b[k][n];
     }
   }
@@ -203,10 +260,11 @@ void Compute(const Warp& warp, int i) {
 
 uint64_t Digest(const WgmmaArgs& args, Site at) {
   uint64_t digest = static_cast<uint64_t>(at.line);
-  for (const uint64_t part : {args.a_descriptor, args.b_descriptor, static_cast<uint64_t>(args.n),
-                              static_cast<uint64_t>(args.a == nullptr) << 2 |
-                                  static_cast<uint64_t>(args.accumulate) << 1 |
-                                  static_cast<uint64_t>(args.transposed_b)}) {
+  for (const uint64_t part :
+       {args.a_descriptor, args.b_descriptor, static_cast<uint64_t>(args.n),
+        static_cast<uint64_t>(args.e4m3) << 3 | static_cast<uint64_t>(args.a == nullptr) << 2 |
+            static_cast<uint64_t>(args.accumulate) << 1 |
+            static_cast<uint64_t>(args.transposed_b)}) {
     digest = (digest ^ part) * 0x9E3779B97F4A7C15u;
     digest ^= digest >> 29;
   }
@@ -243,6 +301,7 @@ void WgmmaIssue(const WgmmaArgs& args, Site at) {
     entry->n = args.n;
     entry->accumulate = args.accumulate;
     entry->transposed_b = args.transposed_b;
+    entry->e4m3 = args.e4m3;
     entry->a_shared = args.a == nullptr;
     entry->a_descriptor = args.a_descriptor;
     entry->b_descriptor = args.b_descriptor;

@@ -2,61 +2,13 @@
 
 #include <limits>
 
-#include "tests/support/op_test.h"
+#include "tests/ops/test_weight.h"
 
 namespace jevons {
 namespace {
 
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 const DType kWeightTypes[] = {DType::kF32, DType::kF16, DType::kBF16, DType::kF8E4M3};
-
-// A weight of several groups, the rows of each split into `parts`. Owns what the spec points to.
-class TestWeight {
- public:
-  TestWeight(Random& random, DType dtype, int64_t groups, std::vector<int64_t> parts, int64_t k) {
-    spec_.groups.resize(groups);
-    tensors_.reserve(2 * groups * parts.size());
-    for (auto& group : spec_.groups) {
-      for (int64_t rows : parts) {
-        TestTensor& data = tensors_.emplace_back(dtype, std::vector<int64_t>{rows, k});
-        data.FillNormal(random);
-        WeightPart part = {data.view(), {}};
-        if (dtype == DType::kF8E4M3) {
-          TestTensor& scale = tensors_.emplace_back(
-              DType::kF32, std::vector<int64_t>{(rows + 127) / 128, (k + 127) / 128});
-          for (int64_t i = 0; i < scale.size(); ++i) {
-            scale.at<float>(i) = static_cast<float>(0.001 + random.Uniform() * 0.01);
-          }
-          part.scale = scale.view();
-        }
-        group.push_back(part);
-      }
-    }
-  }
-  // The absolute values, for error bounds; only for types whose highest bit is the sign.
-  void DropSigns() {
-    for (TestTensor& tensor : tensors_) {
-      const int64_t width = DTypeBytes(tensor.view().dtype);
-      for (int64_t i = 0; i < tensor.size(); ++i) {
-        tensor.view().ptr<uint8_t>()[i * width + width - 1] &= 0x7F;
-      }
-    }
-  }
-  std::unique_ptr<Weight> Pack(Backend& backend) const {
-    auto weight = backend.PackWeight(spec_);
-    EXPECT_TRUE(weight.ok()) << weight.status();
-    return *std::move(weight);
-  }
-
- private:
-  WeightSpec spec_;
-  std::vector<TestTensor> tensors_;
-};
-
-TestTensor Absolute(TestTensor tensor) {
-  for (int64_t i = 0; i < tensor.size(); ++i) tensor.at<float>(i) = std::abs(tensor.at<float>(i));
-  return tensor;
-}
 
 struct LinearCase {
   DType dtype;
@@ -70,13 +22,6 @@ struct LinearCase {
     return sum;
   }
 };
-
-// sum_k |w x| of each output by the twin.
-ErrorBound SumBound(const TestTensor& sums, double tolerance) {
-  return [sums, tolerance](int64_t i, double want) {
-    return tolerance * (sums.Value(i) + std::abs(want)) + 1e-30;
-  };
-}
 
 Outputs RunLinear(Backend& backend, const LinearCase& c) {
   Random random(kOpTestSeed);

@@ -54,6 +54,9 @@ class LoggedBackend : public Backend {
   absl::StatusOr<std::unique_ptr<Weight>> PackWeight(const WeightSpec& spec) override {
     return inner_->PackWeight(spec);
   }
+  absl::Status PrepareProducts(const Weight& weight, int64_t most_rows) override {
+    return inner_->PrepareProducts(weight, most_rows);
+  }
 
   absl::Status Embed(const EmbedArgs& args) override { return inner_->Embed(args); }
   absl::Status RmsNorm(const RmsNormArgs& args) override { return inner_->RmsNorm(args); }

@@ -68,10 +68,11 @@ inline ModelConfig DenseConfig() {
   return c;
 }
 
-// A tiny model with one kind of cache.
+// A tiny model with one kind of cache, and of activations where its weights are FP8.
 struct TinyCase {
   ModelConfig config;
   KvCacheType kv_cache = KvCacheType::kAuto;
+  ActivationPrecision activations = ActivationPrecision::kExact;
 
   // "deepseek_v3", "deepseek_v3_fp8_cache"
   std::string name() const {

@@ -27,11 +27,17 @@ constexpr double kTurnedRouters = 1.25;
 // What FP8 entries cost these models of random weights is up to 3.4 times what bf16 activations
 // cost the reference, in the median and in the largest hundredth.
 constexpr double kFp8Times = 4;
+// FP8 activations cost up to 5.6 times that.
+constexpr double kFp8ActivationTimes = 7;
 
 struct OracleCase {
   std::string folder;
   KvCacheType kv_cache = KvCacheType::kAuto;
-  bool fp8() const { return kv_cache == KvCacheType::kFp8; }
+  ActivationPrecision activations = ActivationPrecision::kExact;
+
+  bool fp8_cache() const { return kv_cache == KvCacheType::kFp8; }
+  bool fp8_activations() const { return activations == ActivationPrecision::kFp8; }
+  bool rounds() const { return fp8_cache() || fp8_activations(); }
 };
 std::vector<OracleCase> OracleCases() {
   std::vector<OracleCase> out;
@@ -40,6 +46,10 @@ std::vector<OracleCase> OracleCases() {
                                "deepseek_v3_fp8", "deepseek_v3_real_heads"}) {
       out.push_back({folder, type});
     }
+  }
+  // Each case takes an emulator minutes.
+  if (!kTestsCuda) {
+    out.push_back({"deepseek_v3_fp8", KvCacheType::kAuto, ActivationPrecision::kFp8});
   }
   return out;
 }
@@ -88,6 +98,7 @@ TEST_P(Oracle, LogprobsAndGreedyIdsAgreeWithTheReference) {
   options.backend = TestBackendKind();
   options.kv_cache_tokens = 4096;
   options.kv_cache = oracle.kv_cache;
+  options.activation_precision = oracle.activations;
   // Each size of a step is recorded at the start, which an emulator does slowly.
   if (kTestsCuda) options.max_num_batched_tokens = 64;
   const RealClock clock;
@@ -112,9 +123,9 @@ TEST_P(Oracle, LogprobsAndGreedyIdsAgreeWithTheReference) {
       }
     }
     for (size_t i = 0; i < out.ids.size(); ++i) {
-      // With bf16 activations or FP8 entries a near tie may turn, and what follows has another
+      // With bf16 or FP8 activations or FP8 entries a near tie may turn, and what follows has another
       // history.
-      if ((kTestsCuda || oracle.fp8()) && out.ids[i] != prompt["greedy"][i][0].get<int32_t>())
+      if ((kTestsCuda || oracle.rounds()) && out.ids[i] != prompt["greedy"][i][0].get<int32_t>())
         break;
       EXPECT_EQ(out.ids[i], prompt["greedy"][i][0].get<int32_t>()) << "greedy step " << i;
       differences.Add(out.logprobs[i].chosen.logprob, prompt["greedy"][i][1]);
@@ -125,7 +136,9 @@ TEST_P(Oracle, LogprobsAndGreedyIdsAgreeWithTheReference) {
   }
   // The reference's own error is that of the prompts.
   const nlohmann::json& allowed = expected["bf16_error_of_the_reference"];
-  if (oracle.fp8()) {
+  if (oracle.fp8_activations()) {
+    of_prompts.ExpectRounded(allowed, kFp8ActivationTimes, kFp8ActivationTimes);
+  } else if (oracle.fp8_cache()) {
     of_prompts.ExpectRounded(allowed, kFp8Times, kFp8Times);
   } else if (kTestsCuda) {
     of_prompts.ExpectRounded(allowed, 1,
@@ -136,7 +149,8 @@ TEST_P(Oracle, LogprobsAndGreedyIdsAgreeWithTheReference) {
 }
 
 INSTANTIATE_TEST_SUITE_P(DeepSeek, Oracle, testing::ValuesIn(OracleCases()), [](const auto& info) {
-  return info.param.folder + (info.param.fp8() ? "_fp8_cache" : "");
+  return info.param.folder + (info.param.fp8_cache() ? "_fp8_cache" : "") +
+         (info.param.fp8_activations() ? "_fp8_activations" : "");
 });
 
 }  // namespace

@@ -11,6 +11,7 @@
 #include "model/model_runner.h"
 #include "parallel/thread_communicator.h"
 #include "tests/support/formula_communicator.h"
+#include "tests/support/fp8_checkpoint.h"
 #include "tests/support/skewed_checkpoint.h"
 #include "tests/support/tiny_model.h"
 #ifdef JEVONS_TEST_CUDA
@@ -35,6 +36,8 @@ struct Layout {
   ExchangeOverlap overlap = ExchangeOverlap::kOff;
   ExchangePrecision precision = ExchangePrecision::kExact;
   ExchangeBy exchange_by = ExchangeBy::kCalls;  // of devices
+  // kFp8: of a checkpoint with FP8 weights.
+  ActivationPrecision activations = ActivationPrecision::kExact;
 };
 // Some steps have as many tokens at some rank, some do not.
 constexpr int32_t kMinSplitTokens = 12;
@@ -72,7 +75,12 @@ ModelRunnerOptions OptionsOf(const Layout& layout) {
 LogitRows RunRank(const ModelConfig& config, const Layout& layout,
                   std::unique_ptr<Communicator> member, const std::vector<Tokens>& steps) {
   LogitRows out;
-  const SkewedCheckpoint checkpoint(config, 3, layout.num_wanted);
+  std::unique_ptr<Checkpoint> checkpoint;
+  if (layout.activations == ActivationPrecision::kFp8) {
+    checkpoint = std::make_unique<Fp8Checkpoint>(config, 3);
+  } else {
+    checkpoint = std::make_unique<SkewedCheckpoint>(config, 3, layout.num_wanted);
+  }
   auto backend = MakeTestBackend(member != nullptr ? member->info().rank : 0);
   ModelRunnerOptions options = OptionsOf(layout);
   RankGroup group;
@@ -88,7 +96,7 @@ LogitRows RunRank(const ModelConfig& config, const Layout& layout,
         Connect(std::move(member), *backend, layout), config, options, backend->traits());
     group.communicator = communicator.get();
   }
-  auto weights = LoadModelWeights(config, checkpoint, *backend, experts);
+  auto weights = LoadModelWeights(config, *checkpoint, *backend, experts, layout.activations);
   EXPECT_TRUE(weights.ok()) << weights.status();
   auto runner = ModelRunner::Create(config, *std::move(weights), backend.get(), options, group);
   EXPECT_TRUE(runner.ok()) << runner.status();
@@ -180,6 +188,7 @@ void ExpectBitsOfOneRank(const ModelConfig& config, const Layout& layout,
   const auto got = RunGroup(config, layout, steps);
   Layout alone;
   alone.num_wanted = layout.num_wanted;
+  alone.activations = layout.activations;
   for (int32_t r = 0; r < layout.num_ranks; ++r) {
     SCOPED_TRACE(testing::Message() << "rank " << r);
     ExpectSameLogits(got[r], RunRank(config, alone, nullptr, steps[r]));
@@ -262,6 +271,19 @@ TEST_P(ExpertParallelTest, PackedRowsGiveTheSameBitsInEveryGroup) {
     EXPECT_GT(error, 0);
     EXPECT_LT(std::sqrt(error / size), 0.2);  // random weights suffer more than trained ones
   }
+}
+
+// Rows are rounded by who reads them, or by who sends them too: what experts read is the same.
+TEST(RoundedActivationsTest, GiveTheBitsOfOneRankWhateverIsExchanged) {
+  SKIP_WITHOUT_TEST_BACKEND();
+  Layout layout = {.num_ranks = 2, .masked_capacity = 8};
+  layout.activations = ActivationPrecision::kFp8;
+  const ModelConfig config = TinyV3Config();
+  ExpectBitsOfOneRank(config, layout);
+  if (kTestsCuda) return;
+  layout.num_ranks = 8;
+  layout.precision = ExchangePrecision::kFp8;
+  ExpectBitsOfOneRank(config, layout);
 }
 
 INSTANTIATE_TEST_SUITE_P(V2AndV3, ExpertParallelTest,

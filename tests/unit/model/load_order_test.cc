@@ -67,7 +67,8 @@ TEST(LoadOrderTest, SoAreTheExpertsOfOneLayer) {
   const FetchedCheckpoint checkpoint(config, 3);
   const auto backend = MakeTestBackend();
   const std::vector<int32_t> experts = {7, 2};
-  const auto weights = LoadExpertWeights(config, checkpoint, *backend, 1, experts);
+  const auto weights =
+      LoadExpertWeights(config, checkpoint, *backend, 1, experts, ActivationPrecision::kExact);
   ASSERT_TRUE(weights.ok()) << weights.status();
   for (const std::string& name : checkpoint.fetched()) {
     EXPECT_TRUE(checkpoint.found().contains(name)) << name;

@@ -1,5 +1,6 @@
 #include "model/model_runner.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <numeric>
@@ -7,6 +8,7 @@
 
 #include "base/random.h"
 #include "gtest/gtest.h"
+#include "tests/support/fp8_checkpoint.h"
 #include "tests/support/tiny_model.h"
 
 namespace jevons {
@@ -20,8 +22,11 @@ class OneSequence {
  public:
   OneSequence(const TinyCase& tiny, std::unique_ptr<Backend> backend)
       : backend_(std::move(backend)) {
-    const RandomCheckpoint checkpoint(tiny.config, 3);
-    auto weights = LoadModelWeights(tiny.config, checkpoint, *backend_);
+    std::unique_ptr<Checkpoint> checkpoint = std::make_unique<RandomCheckpoint>(tiny.config, 3);
+    if (tiny.config.stores_fp8) {
+      checkpoint = std::make_unique<Fp8Checkpoint>(tiny.config, 3);
+    }
+    auto weights = LoadModelWeights(tiny.config, *checkpoint, *backend_, {}, tiny.activations);
     EXPECT_TRUE(weights.ok()) << weights.status();
     auto runner = ModelRunner::Create(tiny.config, *std::move(weights), backend_.get(),
                                       {.max_tokens = 256,
@@ -149,6 +154,59 @@ TEST(KvCacheTypeTest, ATokenTakesTheBytesOfItsEntries) {
   config.qk_rope_head_dim = 64;
   EXPECT_EQ(KvBytesPerToken(KvLayers(config, DType::kBF16)), 3 * 1152);
   EXPECT_EQ(KvBytesPerToken(KvLayers(config, DType::kU8)), 3 * 656);
+}
+
+// FP8 weights; some of the sizes are more than a scale has columns, and some no multiple of what a
+// kernel wants.
+TinyCase WithActivations(ActivationPrecision activations) {
+  TinyCase tiny = {TinyV3Config(), KvCacheType::kAuto, activations};
+  tiny.config.num_hidden_layers = 2;
+  tiny.config.hidden_size = 144;
+  tiny.config.intermediate_size = 264;
+  tiny.config.stores_fp8 = true;
+  return tiny;
+}
+
+double MedianDifference(const std::vector<std::vector<float>>& a,
+                        const std::vector<std::vector<float>>& b) {
+  std::vector<double> all;
+  for (size_t t = 0; t < a.size(); ++t) {
+    for (size_t i = 0; i < a[t].size(); ++i) all.push_back(std::abs(a[t][i] - b[t][i]));
+  }
+  std::nth_element(all.begin(), all.begin() + all.size() / 2, all.end());
+  return all[all.size() / 2];
+}
+
+// A last bit before a rounding turns one in so many values into its neighbour, and these the next
+// layer's: with bf16 before it a backend's roundings are nearly independent of the twin's.
+TEST(RoundedActivationsTest, TheBackendDiffersFromTheTwinsByNoMoreThanTwoRoundings) {
+  SKIP_WITHOUT_TEST_BACKEND();
+  const std::vector<int32_t> ids = RandomIds(100, TinyV3Config().vocab_size);
+  const TinyCase rounded = WithActivations(ActivationPrecision::kFp8);
+  const TinyCase exact = WithActivations(ActivationPrecision::kExact);
+  const auto want = OneSequence(rounded, CreateReferenceBackend()).Logits(ids, 100);
+  const auto got = OneSequence(rounded, MakeTestBackend()).Logits(ids, 100);
+  const double cost =
+      MedianDifference(want, OneSequence(exact, CreateReferenceBackend()).Logits(ids, 100));
+  EXPECT_GT(cost, 0.01);
+  EXPECT_LT(MedianDifference(got, want), (kTestsCuda ? 1.5 : 0.1) * cost)
+      << "the rounding costs " << cost;
+}
+
+TEST(RoundedActivationsTest, ChunksGiveTheSameBits) {
+  SKIP_WITHOUT_TEST_BACKEND();
+  const TinyCase rounded = WithActivations(ActivationPrecision::kFp8);
+  // Each step takes the emulator a while.
+  const std::vector<int32_t> ids = RandomIds(24, rounded.config.vocab_size);
+  OneSequence model(rounded, MakeTestBackend());
+  const auto want = model.Logits(ids, 24);
+  for (int32_t chunk : {1, 9}) {
+    const auto got = model.Logits(ids, chunk);
+    for (size_t t = 0; t < ids.size(); ++t) {
+      ASSERT_EQ(std::memcmp(got[t].data(), want[t].data(), want[t].size() * sizeof(float)), 0)
+          << "chunk " << chunk << " token " << t;
+    }
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(V2AndV3, ModelRunnerTest, testing::ValuesIn(TinyCases()),

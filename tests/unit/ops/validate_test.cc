@@ -331,6 +331,9 @@ TEST(ValidateTest, ANormBeforeTheRouterFitsItAndItsChoices) {
   ExpectRefused(Validate(args), "NormAndRoute: plan.cu_rows size must be in [5, 5], got 4");
   args.router = &wide;
   ExpectRefused(Validate(args), "NormAndRoute: router k must be in [8, 8], got 9");
+  const FakeWeight rounds(1, 4, 8, WeightUse::kPlain, ActivationPrecision::kFp8);
+  args.router = &rounds;
+  ExpectRefused(Validate(args), "NormAndRoute: router must not be packed for an input of fp8");
   // A backend that rounds the row needs more of it than that.
   args.router = &router;
   args.plan = {};
@@ -393,6 +396,22 @@ TEST(ValidateTest, WeightPartsMustFitTogether) {
   ExpectRefused(
       Validate(spec),
       "PackWeight: group 1 part 0: data must be f32, f16, bf16 or f8_e4m3, got i32 [3, 8]");
+  spec.groups = {{{TensorView(storage, DType::kF8E4M3, {3, 8}), F32({1, 1})}}};
+  spec.input = ActivationPrecision::kFp8;
+  EXPECT_TRUE(Validate(spec).ok());
+  spec.groups[0].push_back({F32({3, 8}), {}});
+  ExpectRefused(Validate(spec),
+                "PackWeight: group 0 part 1: data must be f8_e4m3 where the input is fp8");
+}
+
+TEST(ValidateTest, GroupsOfOneWeightReadTheSame) {
+  const FakeWeight exact(1, 3, 8);
+  const FakeWeight rounds(1, 3, 8, WeightUse::kPlain, ActivationPrecision::kFp8);
+  const std::vector<PackedGroup> alike = {{&rounds, 0}, {&rounds, 0}};
+  EXPECT_TRUE(Validate(std::span<const PackedGroup>(alike)).ok());
+  const std::vector<PackedGroup> unlike = {{&exact, 0}, {&rounds, 0}};
+  ExpectRefused(Validate(std::span<const PackedGroup>(unlike)),
+                "JoinGroups: group 1 must have the input exact as group 0 has, got fp8");
 }
 
 }  // namespace

@@ -68,5 +68,17 @@ void WgmmaBf16Shared(float (&d)[N / 2], uint64_t a_descriptor, uint64_t b_descri
                    .transposed_b = kTransposedB},
                   at);
 }
+template <int N>
+void WgmmaE4m3(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b_descriptor, bool accumulate,
+               emu::Site at = emu::Here()) {
+  static_assert(N == 32 || N == 128);
+  emu::WgmmaIssue({.n = N,
+                   .d = d,
+                   .a = a,
+                   .b_descriptor = b_descriptor,
+                   .accumulate = accumulate,
+                   .e4m3 = true},
+                  at);
+}
 
 }  // namespace jevons::device
