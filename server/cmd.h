@@ -20,6 +20,7 @@ constexpr int kExitUsage = 2;
 // What main read from the environment.
 struct Environment {
   std::string program;                               // argv[0]
+  std::string version = {};                          // of the binary
   std::string cpu_target;                            // JEVONS_CPU_TARGET
   std::string home;                                  // HOME
   std::vector<std::string> arguments = {};           // argv

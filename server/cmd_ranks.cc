@@ -125,7 +125,7 @@ absl::StatusOr<GroupOptions> ResolveRanks(const RankFlags& flags, const Environm
   engine.num_ranks = out.place.world_size;
   RETURN_IF_ERROR(CheckDeviceFlag(flags, engine, out.place));
   engine.device = flags.device.value_or(out.place.local_rank);
-  out.version = JEVONS_VERSION;
+  out.version = environment.version;
   out.arguments = environment.arguments;
   out.join_timeout = absl::Seconds(flags.join_seconds);
   out.load_timeout = absl::Seconds(flags.load_seconds);

@@ -33,14 +33,14 @@ struct ServeFlags {
 };
 
 // One line for programs and, where the model can chat, one to copy into a second terminal.
-void PrintReady(const std::string& program, const Engine& engine, const Server& server) {
+void PrintReady(const Environment& environment, const Engine& engine, const Server& server) {
   const EngineOptions& o = engine.options();
   const GenerationLimits& limits = engine.limits();
   std::printf(
       "jevons %s ready listen=%s model=%s backend=\"%s\" threads=%d max_num_seqs=%d "
       "max_num_batched_tokens=%d max_prefill_chunk_tokens=%d max_model_len=%d kv_cache_tokens=%lld "
       "kv_cache_dtype=%s prefix_cache=%s max_queued_requests=%d\n",
-      JEVONS_VERSION, server.address().c_str(), o.model_name.c_str(),
+      environment.version.c_str(), server.address().c_str(), o.model_name.c_str(),
       engine.backend_description().c_str(), o.num_threads, o.max_num_seqs, o.max_num_batched_tokens,
       o.max_prefill_chunk_tokens, limits.max_model_len,
       static_cast<long long>(limits.kv_cache_tokens), KvCacheTypeName(o.kv_cache).data(),
@@ -48,7 +48,7 @@ void PrintReady(const std::string& program, const Engine& engine, const Server& 
   if (engine.chat_format().has_template()) {
     const bool by_default = server.address() == ServerOptions().listen;
     const std::string connect = by_default ? "" : absl::StrCat(" --connect ", server.address());
-    std::printf("\nTalk to it:  %s chat%s \"What is 347 * 86?\"\n\n", program.c_str(),
+    std::printf("\nTalk to it:  %s chat%s \"What is 347 * 86?\"\n\n", environment.program.c_str(),
                 connect.c_str());
   }
   std::fflush(stdout);
@@ -91,7 +91,7 @@ int RunServe(const ServeFlags& flags) {
   server_options.stall_time = absl::Seconds(flags.stall_seconds);
   auto server = Server::Start(server_options, &engine);
   if (!server.ok()) return Fail(server.status());
-  PrintReady(flags.environment.program, engine, **server);
+  PrintReady(flags.environment, engine, **server);
   while (engine.failure().ok() && !signals.Wait(kPoll)) continue;
   const absl::Status failure = engine.failure();
   Stop(signals, **server, absl::Seconds(flags.drain_seconds));
