@@ -46,10 +46,10 @@ Kernels PredictedKernels() {
           .linear = 517 * kTera,  // moe.md: what L2 allows a tile of 128 x 128
           .head = 517 * kTera,
           .grouped = 466 * kTera,     // moe.md, V3, 16k tokens: 11.5 TFLOP in 24.8 ms
-          .mla_decode = 295 * kTera,  // mla.md, 128 heads
-          .mla_prefill = 306 * kTera,
+          .mla_decode = 560 * kTera,  // mla.md, 128 heads, 64 x 4k
+          .mla_prefill = 590 * kTera,
           .absorbed_prefill = true,
-          .mla_floor = 14 * kMicro,  // mla.md, 1 x 1k
+          .mla_floor = 22 * kMicro,  // mla.md, 1 x 1k
           .boundary = 1.3 * kMicro,
           .num_launches = 16};
 }
