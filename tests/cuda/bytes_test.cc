@@ -11,6 +11,7 @@
 #include "absl/functional/function_ref.h"
 #include "cuda/cuda_weight.h"
 #include "tests/cuda/backend_fixture.h"
+#include "tests/support/test_weight.h"
 
 namespace jevons {
 namespace {
@@ -24,31 +25,9 @@ class BytesTest : public CudaBackendTest {
   // Groups of `parts` parts of `rows` rows each.
   std::unique_ptr<Weight> PackGroups(const StoredAs& stored, int32_t num_groups, int32_t parts,
                                      int64_t rows, int64_t k) {
-    const DType dtype = stored.dtype;
-    std::vector<TestTensor> tensors;
-    tensors.reserve(2 * num_groups * parts);
-    WeightSpec spec;
-    spec.input = stored.input;
-    spec.use = parts == 2 ? WeightUse::kGateUp : WeightUse::kPlain;
-    spec.groups.resize(num_groups);
-    for (auto& group : spec.groups) {
-      for (int32_t i = 0; i < parts; ++i) {
-        WeightPart part;
-        part.data =
-            tensors.emplace_back(dtype, std::vector<int64_t>{rows, k}).FillNormal(random_).view();
-        if (dtype == DType::kF8E4M3) {
-          part.scale = tensors
-                           .emplace_back(DType::kF32,
-                                         std::vector<int64_t>{(rows + 127) / 128, (k + 127) / 128})
-                           .FillNormal(random_)
-                           .view();
-        }
-        group.push_back(part);
-      }
-    }
-    auto weight = backend_->PackWeight(spec);
-    EXPECT_TRUE(weight.ok()) << weight.status();
-    return *std::move(weight);
+    TestWeight weight(random_, stored.dtype, num_groups, std::vector<int64_t>(parts, rows), k);
+    if (parts == 2) weight.ForGatedUp();
+    return weight.RoundInput(stored.input).Pack(*backend_);
   }
 
   // Bytes that `op` streams from the allocation that holds `data`.
@@ -310,12 +289,12 @@ TEST_F(BytesTest, NormAndRouteOfASmallStepReadsTheRouterOnce) {
       ExpectOnce(BytesRead(DataOf(*router), [&] { return backend_->NormAndRoute(args); }),
                  c.bytes());
       // So does the product in front, in one kernel with it or not.
-      const auto output = PackGroups(c.dtype, 1, 1, c.size.k, 128);
+      const auto output = PackGroups(c.stored, 1, 1, c.size.k, 128);
       const DeviceTensor attended = Normal(DType::kBF16, {rows, 128});
       const LinearAndRouteArgs both = {{attended.view, output.get(), {}, delta.view}, args};
       for (const Weight* weight : {output.get(), router.get()}) {
         ExpectOnce(BytesRead(DataOf(*weight), [&] { return backend_->LinearAndRoute(both); }),
-                   weight->n() * weight->k() * DTypeBytes(c.dtype));
+                   weight->n() * weight->k() * DTypeBytes(c.stored.dtype));
       }
     }
   }

@@ -11,6 +11,8 @@ namespace jevons::cuda {
 inline constexpr DeviceFacts kDevices[] = {{.sm = 80, .num_sms = 108, .max_smem_bytes = 166912},
                                            {.sm = 90, .num_sms = 132, .max_smem_bytes = 232448},
                                            {.sm = 100, .num_sms = 148, .max_smem_bytes = 232448}};
+inline constexpr int32_t kStepTokens[] = {1,  2,   7,   8,    9,    16,   33,   64,
+                                          65, 120, 256, 1000, 4096, 8192, 65536};
 inline constexpr int32_t kMostGridY = 65535;
 inline constexpr int32_t kDefaultSmem = 48 * 1024;  // without asking for more
 

@@ -71,4 +71,15 @@ inline ErrorBound SumBound(const TestTensor& sums, double tolerance) {
   };
 }
 
+// What SumBound wants of Linear [num_tokens, n]. Leaves the weight without signs.
+inline TestTensor LinearSums(TestWeight& weight, const TestTensor& x, int64_t num_tokens) {
+  const auto reference = CreateReferenceBackend();
+  weight.DropSigns();
+  const auto absolute = weight.Pack(*reference);
+  TestTensor x_abs = Absolute(x);
+  TestTensor sums(DType::kF32, {num_tokens, absolute->n()});
+  EXPECT_TRUE(reference->Linear({x_abs.view(), absolute.get(), {}, sums.view()}).ok());
+  return sums;
+}
+
 }  // namespace jevons
