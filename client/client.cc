@@ -16,9 +16,9 @@ constexpr absl::Duration kUnaryTimeout = absl::Seconds(60);
 constexpr int kPingMs = 20'000;  // the server allows one every 10 s
 constexpr int kPingTimeoutMs = 20'000;
 constexpr int kReconnectMs = 100;  // after a first failure
-// A call that found no server begins again, after 0.1, 0.3 and 0.9 seconds: a single connection may
-// fail though the server is there (gRPC 1.51 looks at connect()'s errno when other calls were made
-// in between; grpc/grpc 35064).
+// A call that ended with UNAVAILABLE before anything came back begins again, after 0.1, 0.3 and 0.9
+// seconds: a single connection may fail though the server is there (gRPC 1.51 looks at connect()'s
+// errno when other calls were made in between; grpc/grpc 35064).
 constexpr const char* kServiceConfig = R"({"methodConfig": [{"name": [{}], "retryPolicy": {
   "maxAttempts": 4, "initialBackoff": "0.1s", "maxBackoff": "1s", "backoffMultiplier": 3,
   "retryableStatusCodes": ["UNAVAILABLE"]}}]})";
