@@ -74,13 +74,14 @@ class LinearRouteTest : public OpTest {
  protected:
   // Both weights of a case.
   struct Weights {
-    PackedWeight linear, router;
+    std::unique_ptr<Weight> linear, router;
   };
   Weights PackBoth(Backend& backend, const Case& c, DType dtype) {
     Random random(kOpTestSeed);
-    PackedWeight linear = Pack(backend, random, dtype, 1, c.route.hidden, c.k);
-    return {std::move(linear),
-            Pack(backend, random, DType::kBF16, 1, c.route.num_experts, c.route.hidden)};
+    auto linear = SmallWeight(random, dtype, 1, c.route.hidden, c.k).Pack(backend);
+    return {
+        std::move(linear),
+        SmallWeight(random, DType::kBF16, 1, c.route.num_experts, c.route.hidden).Pack(backend)};
   }
 };
 
@@ -95,8 +96,7 @@ TEST_F(LinearRouteTest, HasTheBitsOfItsTwoOps) {
           const Step at_once(c, random, num_tokens);
           const Step apart = at_once;
           const auto args = [&](const Step& step) {
-            return step.args(c, weights.linear.weight.get(), weights.router.weight.get(), 0,
-                             num_tokens);
+            return step.args(c, weights.linear.get(), weights.router.get(), 0, num_tokens);
           };
           const absl::Status status = b->LinearAndRoute(args(at_once));
           ASSERT_TRUE(status.ok()) << status;
@@ -119,7 +119,7 @@ TEST_F(LinearRouteTest, OfATokenIsTheSameAloneAndInABatch) {
     const Step parts = batch;
     const auto run = [&](const Step& step, int64_t begin, int64_t count) {
       return one_thread_->LinearAndRoute(
-          step.args(c, weights.linear.weight.get(), weights.router.weight.get(), begin, count));
+          step.args(c, weights.linear.get(), weights.router.get(), begin, count));
     };
     ASSERT_TRUE(run(batch, 0, kTokens).ok());
     int64_t begin = 0;
@@ -139,7 +139,7 @@ TEST_F(LinearRouteTest, LosesOnlyTheRowWithNan) {
     Step step(c, random, num_tokens);
     step.x.at<float>(2 * c.k + 3) = std::numeric_limits<float>::quiet_NaN();
     const absl::Status status = one_thread_->LinearAndRoute(
-        step.args(c, weights.linear.weight.get(), weights.router.weight.get(), 0, num_tokens));
+        step.args(c, weights.linear.get(), weights.router.get(), 0, num_tokens));
     ASSERT_TRUE(status.ok()) << status;
     const Routed& got = step.routed;
     for (const TestTensor* t : {&got.x, &got.delta, &got.out, &got.logits}) {

@@ -94,7 +94,7 @@ TEST_F(MoeFusedTest, FinishExpertsHasTheBitsOfItsOps) {
                    << size.num_tokens << " of " << size.hidden << " " << DTypeName(dtype));
       for (Backend* b : Backends()) {
         Random random(kOpTestSeed);
-        const auto weight = Pack(*b, random, dtype, kExperts, size.hidden, size.k);
+        const auto weight = SmallWeight(random, dtype, kExperts, size.hidden, size.k).Pack(*b);
         const End at_once(random, size.num_tokens, kTopK, size.hidden, false);
         const End apart = at_once;
         TestTensor act = NormalTensor(random, {size.num_tokens * kTopK, size.k});
@@ -102,7 +102,7 @@ TEST_F(MoeFusedTest, FinishExpertsHasTheBitsOfItsOps) {
         const int32_t n = static_cast<int32_t>(act.view().dim(0));
         const TestTensor cu = IntTensor({0, n / 3, n / 3, n - n / 3, n, n});
         const auto down = [&](const End& end) -> GroupedGemmArgs {
-          return {act.view(), cu.view(), {}, weight.weight.get(), end.expert_out.view()};
+          return {act.view(), cu.view(), {}, weight.get(), end.expert_out.view()};
         };
         const absl::Status status = b->FinishExperts(down(at_once), at_once.args());
         ASSERT_TRUE(status.ok()) << status;
@@ -144,16 +144,17 @@ void ExpectChoicesOfLogits(Backend& reference, const RouterCase& c, const Routed
 Outputs RunRouter(Backend& backend, Backend& reference, const RouterCase& c, int64_t num_tokens,
                   int64_t num_rows) {
   Random random(kOpTestSeed);
-  const auto router = Pack(backend, random, DType::kBF16, 1, c.num_experts, c.hidden);
+  const TestWeight stored = SmallWeight(random, DType::kBF16, 1, c.num_experts, c.hidden);
+  const auto router = stored.Pack(backend);
   const Routed r(c, random, num_tokens);
   const TestTensor limit = IntTensor({static_cast<int32_t>(num_rows)});
-  NormAndRouteArgs args = r.args(c, router.weight.get(), 0, num_tokens);
+  NormAndRouteArgs args = r.args(c, router.get(), 0, num_tokens);
   args.route.num_rows = limit.view();
   const absl::Status status = backend.NormAndRoute(args);
   EXPECT_TRUE(status.ok()) << status;
   ExpectChoicesOfLogits(reference, c, r, args);
   // sum_k |w h|, where h is what the twin has in `out`.
-  const auto bound = [=, weight = router.tensors[0]](int64_t i, double) {
+  const auto bound = [=, weight = stored.first()](int64_t i, double) {
     if (i / c.num_experts >= num_rows) return std::numeric_limits<double>::infinity();
     double sum = 0;
     for (int64_t k = 0; k < c.hidden; ++k) {
@@ -182,13 +183,14 @@ TEST_F(MoeFusedTest, NormAndRouteOfATokenIsTheSameAloneAndInABatch) {
     SCOPED_TRACE(c.hidden);
     constexpr int64_t kTokens = 19;
     Random random(kOpTestSeed);
-    const auto router = Pack(*one_thread_, random, DType::kBF16, 1, c.num_experts, c.hidden);
+    const auto router =
+        SmallWeight(random, DType::kBF16, 1, c.num_experts, c.hidden).Pack(*one_thread_);
     const Routed batch(c, random, kTokens);
     const Routed parts = batch;
-    ASSERT_TRUE(one_thread_->NormAndRoute(batch.args(c, router.weight.get(), 0, kTokens)).ok());
+    ASSERT_TRUE(one_thread_->NormAndRoute(batch.args(c, router.get(), 0, kTokens)).ok());
     int64_t begin = 0;
     for (int64_t count : {1, 8, 2, 5, 3}) {
-      ASSERT_TRUE(one_thread_->NormAndRoute(parts.args(c, router.weight.get(), begin, count)).ok());
+      ASSERT_TRUE(one_thread_->NormAndRoute(parts.args(c, router.get(), begin, count)).ok());
       begin += count;
     }
     ExpectSameBits(batch.x, parts.x);
@@ -203,10 +205,11 @@ TEST_F(MoeFusedTest, NormAndRouteLosesOnlyTheRowWithNan) {
   const RouterCase& c = kRouterCases[2];
   for (int64_t num_tokens : {5, 12}) {
     Random random(kOpTestSeed);
-    const auto router = Pack(*one_thread_, random, DType::kBF16, 1, c.num_experts, c.hidden);
+    const auto router =
+        SmallWeight(random, DType::kBF16, 1, c.num_experts, c.hidden).Pack(*one_thread_);
     Routed r(c, random, num_tokens);
     r.x.at<float>(2 * c.hidden + 100) = kNan;
-    ASSERT_TRUE(one_thread_->NormAndRoute(r.args(c, router.weight.get(), 0, num_tokens)).ok());
+    ASSERT_TRUE(one_thread_->NormAndRoute(r.args(c, router.get(), 0, num_tokens)).ok());
     for (int64_t i = 0; i < r.logits.size(); ++i) {
       EXPECT_EQ(std::isnan(r.logits.Value(i)), i / c.num_experts == 2) << i;
     }

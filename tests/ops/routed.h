@@ -1,47 +1,22 @@
-// What tests of the ops around a router share: weights with what they are made of, and a step's rows,
+// What tests of the ops around a router share: weights, and a step's rows,
 // choices and plan.
 #pragma once
 
 #include <algorithm>
-#include <memory>
+#include <cmath>
 #include <utility>
 #include <vector>
 
 #include "ops/moe.h"
-#include "tests/support/op_test.h"
+#include "tests/support/test_weight.h"
 
 namespace jevons {
 
 inline constexpr float kTestEps = 1e-6f;
 
-// A weight with what its parts point to.
-struct PackedWeight {
-  std::vector<TestTensor> tensors;
-  std::unique_ptr<Weight> weight;
-};
-
-inline PackedWeight Pack(Backend& backend, Random& random, DType dtype, int64_t groups, int64_t n,
-                         int64_t k) {
-  PackedWeight out;
-  out.tensors.reserve(2 * groups);
-  // Products stay where a sigmoid is not yet 1.
-  const double sigma = 1 / std::sqrt(static_cast<double>(k));
-  WeightSpec spec;
-  for (int64_t g = 0; g < groups; ++g) {
-    WeightPart part;
-    TestTensor& data = out.tensors.emplace_back(dtype, std::vector<int64_t>{n, k});
-    part.data = data.FillNormal(random, sigma).view();
-    if (dtype == DType::kF8E4M3) {
-      TestTensor& scale = out.tensors.emplace_back(
-          DType::kF32, std::vector<int64_t>{(n + 127) / 128, (k + 127) / 128});
-      part.scale = scale.FillNormal(random, 0.01).view();
-    }
-    spec.groups.push_back({part});
-  }
-  auto weight = backend.PackWeight(spec);
-  EXPECT_TRUE(weight.ok()) << weight.status();
-  out.weight = *std::move(weight);
-  return out;
+// Products stay where a sigmoid is not yet 1.
+inline TestWeight SmallWeight(Random& random, DType dtype, int64_t groups, int64_t n, int64_t k) {
+  return TestWeight(random, dtype, groups, {n}, k, 1 / std::sqrt(static_cast<double>(k)));
 }
 
 struct RouterCase {

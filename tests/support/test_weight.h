@@ -11,13 +11,14 @@ namespace jevons {
 // A weight of several groups, the rows of each split into `parts`. Owns what the spec points to.
 class TestWeight {
  public:
-  TestWeight(Random& random, DType dtype, int64_t groups, std::vector<int64_t> parts, int64_t k) {
+  TestWeight(Random& random, DType dtype, int64_t groups, std::vector<int64_t> parts, int64_t k,
+             double sigma = 1) {
     spec_.groups.resize(groups);
     tensors_.reserve(2 * groups * parts.size());
     for (auto& group : spec_.groups) {
       for (int64_t rows : parts) {
         TestTensor& data = tensors_.emplace_back(dtype, std::vector<int64_t>{rows, k});
-        data.FillNormal(random);
+        data.FillNormal(random, sigma);
         WeightPart part = {data.view(), {}};
         if (dtype == DType::kF8E4M3) {
           TestTensor& scale = tensors_.emplace_back(
@@ -31,6 +32,8 @@ class TestWeight {
       }
     }
   }
+  // Of the first part of the first group.
+  const TestTensor& first() const { return tensors_[0]; }
   // The absolute values, for error bounds; only for types whose highest bit is the sign.
   void DropSigns() {
     for (TestTensor& tensor : tensors_) {
