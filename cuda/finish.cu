@@ -12,6 +12,7 @@
 #include "cuda/combine_row.h"
 #include "cuda/device/launch.h"
 #include "cuda/gemm_kernel.h"
+#include "cuda/gemm_octet.h"
 #include "cuda/last_block.h"
 #include "cuda/norm_row.h"
 
@@ -20,7 +21,6 @@ namespace {
 
 // Of all tokens together: more than that takes the last block longer than a launch costs.
 constexpr int64_t kMostValues = 8192;
-constexpr int32_t kTileTokens = 8;
 
 struct FinishLaunch {
   GemmLaunch gemm;
@@ -66,12 +66,6 @@ __global__ void __launch_bounds__(kGemmThreads, Traits::kMinBlocks)
   }
 }
 
-template <WeightFormat kFormat, typename Use>
-void WithAtom(GemmAtom atom, const Use& use) {
-  if (atom == GemmAtom::kMmaSync) use(GemmTraits<kFormat, kTileTokens, GemmAtom::kMmaSync>());
-  if (atom == GemmAtom::kWgmma) use(GemmTraits<kFormat, kTileTokens, GemmAtom::kWgmma>());
-}
-
 bool Combines(const FinishParams& p) { return p.combine.expert_out != nullptr; }
 
 bool HasEnd(const FinishParams& p) {
@@ -92,7 +86,7 @@ FinishPlan ChooseFinish(const FinishParams& p, const DeviceFacts& device) {
     return plan;
   }
   const GemmPlan gemm = ChooseGemm(p.product, device);
-  if (gemm.tile_tokens != kTileTokens) return plan;
+  if (gemm.tile_tokens != kOctetTokens) return plan;
   plan.gemm = gemm;
   plan.whole =
       Combines(p) ? ChooseCombineAndNorm(p.combine, p.norm).whole : ChooseRmsNorm(p.norm).whole;
@@ -114,11 +108,9 @@ cudaError_t LaunchFinish(const FinishParams& p, const DeviceFacts& device, cudaS
     error = Launch(FinishKernel<decltype(traits)>, shape, stream, launch);
   };
   if (plan.gemm.atom == GemmAtom::kWgmmaFp8) {
-    start(GemmTraits<WeightFormat::kE4m3, kTileTokens, GemmAtom::kWgmmaFp8>());
-  } else if (p.product.layout.format == WeightFormat::kBf16) {
-    WithAtom<WeightFormat::kBf16>(plan.gemm.atom, start);
+    start(GemmTraits<WeightFormat::kE4m3, kOctetTokens, GemmAtom::kWgmmaFp8>());
   } else {
-    WithAtom<WeightFormat::kE4m3>(plan.gemm.atom, start);
+    WithOctet(p.product.layout.format, plan.gemm.atom, start);
   }
   return error;
 }

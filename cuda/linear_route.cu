@@ -21,6 +21,7 @@
 
 #include "cuda/device/launch.h"
 #include "cuda/gemm_kernel.h"
+#include "cuda/gemm_octet.h"
 #include "cuda/last_block.h"
 #include "cuda/router_block.h"
 
@@ -29,8 +30,7 @@ namespace {
 
 using router::RouterLaunch;
 
-constexpr int32_t kTileTokens = 8;
-static_assert(kTileTokens == kMaxRouterTokens && kGemmThreads == router::kThreads);
+static_assert(kOctetTokens == kMaxRouterTokens && kGemmThreads == router::kThreads);
 // Experts of one lane in the choice, one instance for all: those beyond have two kernels.
 constexpr int kPerLane = 8;
 // A norm's warps that a warp stands for at a time: registers are short.
@@ -76,12 +76,6 @@ int32_t BlocksAtOnce(int32_t smem_bytes, const DeviceFacts& device) {
   return (device.max_smem_bytes + kReserved) / (smem_bytes + kReserved) * device.num_sms;
 }
 
-template <WeightFormat kFormat, typename Use>
-void WithAtom(GemmAtom atom, const Use& use) {
-  if (atom == GemmAtom::kMmaSync) use(GemmTraits<kFormat, kTileTokens, GemmAtom::kMmaSync>());
-  if (atom == GemmAtom::kWgmma) use(GemmTraits<kFormat, kTileTokens, GemmAtom::kWgmma>());
-}
-
 }  // namespace
 
 LinearRoutePlan ChooseLinearRoute(const LinearRouteParams& p, const DeviceFacts& device) {
@@ -91,7 +85,7 @@ LinearRoutePlan ChooseLinearRoute(const LinearRouteParams& p, const DeviceFacts&
   if (plan.router.threads == 0) return plan;
   const GemmPlan gemm = ChooseGemm(p.product, device);
   plan.smem_bytes = Max(gemm.smem_bytes, plan.router.smem_bytes);
-  if (gemm.tile_tokens != kTileTokens || gemm.num_blocks > BlocksAtOnce(plan.smem_bytes, device)) {
+  if (gemm.tile_tokens != kOctetTokens || gemm.num_blocks > BlocksAtOnce(plan.smem_bytes, device)) {
     return plan;
   }
   plan.gemm = gemm;
@@ -115,11 +109,7 @@ cudaError_t LaunchLinearRoute(const LinearRouteParams& p, const DeviceFacts& dev
   const auto start = [&](auto traits) {
     error = Launch(LinearRouteKernel<decltype(traits)>, shape, stream, launch);
   };
-  if (p.product.layout.format == WeightFormat::kBf16) {
-    WithAtom<WeightFormat::kBf16>(plan.gemm.atom, start);
-  } else {
-    WithAtom<WeightFormat::kE4m3>(plan.gemm.atom, start);
-  }
+  WithOctet(p.product.layout.format, plan.gemm.atom, start);
   return error;
 }
 
