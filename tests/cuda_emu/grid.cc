@@ -13,6 +13,9 @@ uint64_t begin_key, end_key;
 
 namespace {
 
+// On average. Long enough for the others to come past the next barrier.
+constexpr uint32_t kPicksWithSameSlow = 256;
+
 uint64_t fence_key;
 
 // Ends a thread whose grid is dropped.
@@ -28,9 +31,23 @@ int PickBit(uint32_t bits) {
   return (start + std::countr_zero(std::rotr(bits, start))) % 32;
 }
 
+int PickReady(uint32_t ready, uint32_t& slow) {
+  if (grid.OneIn(kPicksWithSameSlow)) slow = RandomSlow();
+  const uint32_t others = ready & ~slow;
+  return PickBit(others != 0 ? others : ready);
+}
+
 Warp& PickWarp() {
-  Block& block = grid.blocks[PickBit(grid.ready)];
-  return block.warps[PickBit(block.ready)];
+  Block& block = grid.blocks[PickReady(grid.ready, grid.slow)];
+  return block.warps[PickReady(block.ready, block.slow)];
+}
+
+void SwitchToAny() {
+  Thread& thread = RunningThread();
+  Thread& next = PickLane(PickWarp());
+  if (&next == &thread) return;
+  running = &next;
+  SwitchContext(thread.context, next.context);
 }
 
 // The running thread goes on when the scheduler picks it again.
@@ -89,6 +106,8 @@ bool RunBody(Thread& thread) {
 }
 
 }  // namespace
+
+uint32_t RandomSlow() { return grid.OneIn(2) ? 0 : grid.Random() & grid.Random(); }
 
 void FiberMain() {
   FiberStarted();
@@ -183,12 +202,15 @@ void WaitForKernelBefore(Site at) {
 }
 
 void Yield() {
+  if (grid.OneIn(4)) SwitchToAny();
+}
+
+void CounterChanged() {
+  const Block& block = BlockOf(RunningThread());
+  if (grid.OneIn(2)) WakePolling(*block.launch);
   if (!grid.OneIn(4)) return;
-  Thread& thread = RunningThread();
-  Thread& next = PickLane(PickWarp());
-  if (&next == &thread) return;
-  running = &next;
-  SwitchContext(thread.context, next.context);
+  grid.slow |= BitOf(block);
+  SwitchToAny();
 }
 
 void ThreadFence() {

@@ -39,6 +39,8 @@ void BarrierArrive(int id, int num_threads, Site at);
 void ThreadFence();
 // Lets other threads run, now and then.
 void Yield();
+// A counter that blocks meet at has changed: now and then others see it before this block goes on.
+void CounterChanged();
 // Lets all others run that can, of other blocks too; where none can ever again, a misuse.
 void WaitForOthers(const char* where, Site at);
 // The same for other devices and the host: where none can run, the launch is left as it is for a

@@ -54,21 +54,7 @@ void BeginBlocks(Launch& launch, int residents) {
   }
 }
 
-// Lets those look again who wait for other blocks; how many they are.
-int WakePolling(const Launch& launch) {
-  int num = 0;
-  for (Block& block : grid.blocks) {
-    if (!block.live || block.launch != &launch || block.num_polling == 0) continue;
-    num += std::exchange(block.num_polling, 0);
-    for (int i = 0; i < block.num_warps; ++i) {
-      Warp& warp = block.warps[i];
-      if (warp.polling != 0) MakeReady(warp, std::exchange(warp.polling, 0));
-    }
-  }
-  return num;
-}
-
-// The same for those who wait for other devices.
+// Lets those look again who wait for other devices.
 void WakeOutside(const Launch& launch) {
   for (Block& block : grid.blocks) {
     if (!block.live || block.launch != &launch) continue;
@@ -232,6 +218,19 @@ void GoOn(Launch& launch) {
 }
 
 }  // namespace
+
+int WakePolling(const Launch& launch) {
+  int num = 0;
+  for (Block& block : grid.blocks) {
+    if (!block.live || block.launch != &launch || block.num_polling == 0) continue;
+    num += std::exchange(block.num_polling, 0);
+    for (int i = 0; i < block.num_warps; ++i) {
+      Warp& warp = block.warps[i];
+      if (warp.polling != 0) MakeReady(warp, std::exchange(warp.polling, 0));
+    }
+  }
+  return num;
+}
 
 cudaError_t BeginGrid(const GridSpec& spec, const std::function<void()>& thread_body) {
   const std::lock_guard lock(GridMutex());

@@ -147,6 +147,7 @@ struct Block : BlockFacts {
   int num_outside = 0;
   int num_early = 0;
   uint32_t ready = 0;  // warps that have a ready lane
+  uint32_t slow = 0;   // warps that run when no other one can
   unsigned char* region = nullptr;
   Barrier barriers[kNumBarriers];
   Warp warps[kMostWarps];
@@ -181,6 +182,7 @@ struct Grid {
   std::vector<std::unique_ptr<Launch>> waiting;  // for other devices or the host
   Context host;
   uint32_t ready = 0;  // blocks that have a ready warp
+  uint32_t slow = 0;   // blocks that run when no other one can
   uint64_t random = 0;
   int64_t num_parks = 0;
   int64_t num_polls = 0;
@@ -202,8 +204,12 @@ extern Grid& grid;
 // finer keys.
 extern uint64_t begin_key, end_key;
 
+// grid_launch.cc. Lets those look again who wait for other blocks; how many they are.
+int WakePolling(const Launch& launch);
 // grid.cc. What a fiber begins with: it runs the body of its launch, for one block after the other.
 void FiberMain();
+// grid.cc. Which of up to 32 fall behind, or none.
+uint32_t RandomSlow();
 // grid.cc. Runs threads that can run until none can, a block has ended, or something is wrong.
 void RunThreads();
 

@@ -75,6 +75,26 @@ TEST(Grid, SyncThreadsShowsWhatAllThreadsDidBefore) {
   });
 }
 
+// A buffer is filled again long after it was handed over, but nothing waits for those who read it.
+TEST(GridMisuse, ReadersFallBehindAWriterThatDoesNotWait) {
+  if (kTsan) GTEST_SKIP() << "the bug is a race";
+  int num_late = 0;
+  ForSeeds(200, [&] {
+    RunKernel({.block = 128, .smem_bytes = 4}, [&] {
+      int& shared = device::SharedMemory<int>();
+      if (ThreadIdx() == 0) shared = 1;
+      SyncThreads();
+      if (device::WarpIdx() == 0) {
+        for (int i = 0; i < 200; ++i) device::SyncWarp();
+        if (ThreadIdx() == 0) shared = 2;
+      } else if (ThreadIdx() == 127) {
+        num_late += shared == 2;
+      }
+    });
+  });
+  EXPECT_GT(num_late, 0);
+}
+
 TEST(Grid, NamedBarriersHandOverBothWays) {
   constexpr int kFull = 1, kEmpty = 2;
   ForSeeds(20, [] {

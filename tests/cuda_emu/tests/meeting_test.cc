@@ -38,6 +38,31 @@ TEST(Meeting, TheLastBlocksSeeWhatAllHaveWritten) {
   });
 }
 
+// A thread says that its block has come, and nothing makes it wait for the warp that stores.
+TEST(MeetingMisuse, ABlockThatComesBeforeItHasStored) {
+  if (kTsan) GTEST_SKIP() << "the bug is a race";
+  constexpr int kBlocks = 4;
+  int num_wrong = 0;
+  ForSeeds(200, [&] {
+    int32_t counter = 0;
+    std::vector<int> written(kBlocks);
+    RunKernel({.block = 64, .grid = dim3(kBlocks)}, [&] {
+      if (device::WarpIdx() == 1) {
+        for (int i = 0; i < 100; ++i) device::SyncWarp();
+        if (ThreadIdx() == 63) written[BlockIdxX()] = 1;
+      }
+      if (ThreadIdx() == 0) {
+        device::AtomicAddAcqRel(&counter, 1);
+        device::WaitAtLeast(&counter, kBlocks);
+      }
+      device::SyncThreads();
+      if (ThreadIdx() != 5) return;
+      for (const int one : written) num_wrong += one == 0;
+    });
+  });
+  EXPECT_GT(num_wrong, 100);
+}
+
 TEST(MeetingMisuse, WhoeverNeverComes) {
   int32_t counter = 0;
   EXPECT_THAT(Misused({.grid = dim3(3)},

@@ -61,7 +61,9 @@ inline uint64_t AtomicAdd(uint64_t* address, uint64_t value) {
 }
 inline int32_t AtomicAddAcqRel(int32_t* address, int32_t value) {
   emu::Yield();
-  return __atomic_fetch_add(address, value, __ATOMIC_ACQ_REL);
+  const int32_t before = __atomic_fetch_add(address, value, __ATOMIC_ACQ_REL);
+  emu::CounterChanged();
+  return before;
 }
 
 // 9.7.9.8 (ld.acquire.gpu).
