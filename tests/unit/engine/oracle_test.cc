@@ -18,10 +18,11 @@ namespace {
 constexpr double kLargest = 2e-3;
 constexpr double kMedian = 2e-4;
 
-// The largest hundredth of a case's few hundred differences are tokens whose router turned at a near
-// tie, in one rounding or in the other. deepseek_v2_groups misses the reference's own by a twelfth,
-// for what has been rounded before the router, which itself reads more than bf16; this keeps it from
-// missing by more. The other cases must keep to it.
+// The largest hundredth of a case's 332 differences is its fifth largest: a token whose router turned
+// at a near tie, in one rounding or in the other. deepseek_v2_groups misses the reference's own by a
+// twelfth. That is chance: the same roundings on the CPU, moved by an eighth of their size in 12
+// ways, gave 0.14 to 1.16 and 0.40 in the median, where the reference has 0.65 and we have 0.71. This
+// keeps the case from missing by more. The other cases must keep to it.
 constexpr double kTurnedRouters = 1.25;
 
 // What FP8 entries cost these models of random weights is up to 3.4 times what bf16 activations
