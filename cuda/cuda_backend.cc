@@ -174,7 +174,7 @@ absl::Status CudaBackend::Reserve(std::unique_ptr<DeviceBuffer>& scratch, int64_
 }
 
 absl::StatusOr<int32_t*> CudaBackend::BlockCounters() {
-  RETURN_IF_ERROR(Reserve(block_counters_, 2 * sizeof(int32_t)));
+  RETURN_IF_ERROR(Reserve(block_counters_, kRouterCounters * sizeof(int32_t)));
   return block_counters_->ptr<int32_t>();
 }
 

@@ -87,7 +87,7 @@ class CudaBackend : public Backend {
   // Scratch of at least `bytes`, kept between calls. FAILED_PRECONDITION where it would have to grow
   // while a step is recorded.
   absl::Status Reserve(std::unique_ptr<DeviceBuffer>& scratch, int64_t bytes);
-  // Two, which the kernels of all ops share.
+  // As many as the router's kernel has: those of all ops share them.
   absl::StatusOr<int32_t*> BlockCounters();
 
   // For the launches of one op. The first kernel of a step begins when all before has ended, so what

@@ -132,7 +132,7 @@ absl::StatusOr<RouterParams> CudaBackend::NormAndRouteParams(const NormAndRouteA
                           .cu_rows = args.plan.cu_rows.ptr<int32_t>(),
                           .row_token = args.plan.row_token.ptr<int32_t>(),
                           .token_row = args.plan.token_row.ptr<int32_t>(),
-                          .num_done = counters};
+                          .counters = counters};
   RETURN_IF_ERROR(Reserve(router_scratch_, RouterScratchBytes(p.norm.num_tokens, p.norm.out_stride,
                                                               p.route.logits_stride)));
   return p;
@@ -155,9 +155,7 @@ absl::Status CudaBackend::LinearAndRoute(const LinearAndRouteArgs& args) {
   ASSIGN_OR_RETURN(const CudaWeight* router,
                    OwnWeight("LinearAndRoute", args.route.router, WeightUse::kPlain));
   ASSIGN_OR_RETURN(const RouterParams route, NormAndRouteParams(args.route, *router));
-  LinearRouteParams p = {.product = Product(*weight, linear.x, linear.out),
-                         .router = route,
-                         .meeting = route.num_done};
+  LinearRouteParams p = {.product = Product(*weight, linear.x, linear.out), .router = route};
   p.product.bias = linear.bias.ptr<float>();
   const bool rounds = weight->input() != ActivationPrecision::kExact;
   if (rounds || ChooseLinearRoute(p, facts_).gemm.num_blocks == 0) {

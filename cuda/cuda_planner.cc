@@ -17,6 +17,9 @@ namespace {
 
 // The driver's unit of allocation.
 constexpr int64_t kUnitBytes = 512;
+// What blocks of a kernel count of each other.
+constexpr int64_t kCounterBytes =
+    (kRouterCounters * int64_t{sizeof(int32_t)} + kUnitBytes - 1) / kUnitBytes * kUnitBytes;
 
 // A place that nobody reads or writes.
 class PlannedBuffer : public Buffer {
@@ -48,7 +51,7 @@ class CudaPlanner : public Backend {
   CudaPlanner(const CudaDeviceSpec& device, const CudaBackendOptions& options)
       : spec_(device),
         facts_({.sm = device.sm, .num_sms = device.num_sms}),
-        available_(device.memory_bytes - PackScratchBytes() -
+        available_(device.memory_bytes - PackScratchBytes() - kCounterBytes -
                    (options.cublaslt_rows > 0 ? kCublasLtBytes : 0)) {}
 
   std::string Description() const override {

@@ -45,6 +45,11 @@ __device__ __forceinline__ int NumberAmongLast(BlockMeeting* meeting, int num_la
   return number;
 }
 
+// By one block, after which nobody counts any more.
+__device__ __forceinline__ void EndMeeting(BlockMeeting* meeting) {
+  if (device::ThreadIdx() == 0) *meeting = BlockMeeting{};
+}
+
 // Called by those that have a part: waits for all blocks of the grid, and then sees what they wrote
 // before they came. It ends if the device can hold as many of the blocks at once as have a part:
 // whoever waits is one of the last, all other blocks but those have ended, and so each that is
@@ -55,11 +60,11 @@ __device__ __forceinline__ void WaitForAllBlocks(const BlockMeeting* meeting) {
   device::SyncThreads();
 }
 
-// Whether this block is the last with a part to call, behind WaitForAllBlocks; the meeting is over
-// then. As IsLastOf.
-__device__ __forceinline__ bool IsLastToGo(BlockMeeting* meeting, int num_last, int32_t& flag) {
-  const bool is_last = IsLastOf(num_last, &meeting->num_gone, flag);
-  if (is_last && device::ThreadIdx() == 0) *meeting = BlockMeeting{};
+// Whether this call is the last of `num_calls`, each behind WaitForAllBlocks where blocks have come;
+// the meeting is over then. As IsLastOf.
+__device__ __forceinline__ bool IsLastToGo(BlockMeeting* meeting, int num_calls, int32_t& flag) {
+  const bool is_last = IsLastOf(num_calls, &meeting->num_gone, flag);
+  if (is_last) EndMeeting(meeting);
   return is_last;
 }
 

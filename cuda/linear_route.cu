@@ -7,16 +7,18 @@
 //
 // One token of V2-Lite: o reads 8.4 MB, 2.8 us; four blocks go on. They see the rows about 1.5 us
 // after the last of them is stored, with their weights in registers. A launch falls away, 1.3 us, and
-// that the router's first loads come after it. V3: o 117 MB, 39 us; of 224 blocks 16 go on,
-// with a quarter of 229 KB of weights each before the rows are there.
+// that the router's first loads come after it. 64 tokens: 64 blocks go on, four for each four tokens.
+// V3: o 117 MB, 39 us; of 224 blocks 16 go on, with a quarter of 229 KB of weights each before the
+// rows are there.
 //
 // Shared memory is the larger of the two parts. It must let the product's blocks be there at once as
-// they would be alone: half of the bytes in flight cost more than a launch. That ends at 8 tokens of
-// V2-Lite and at 2 of V3 (on an A100 at 1).
+// they would be alone: half of the bytes in flight cost more than a launch. So in the steps where two of
+// these share a multiprocessor, up to 8 tokens, a set of V3 has two of them at most (on an A100 one).
+// Half of the device has fewer blocks for a set than all of it: where that costs more than a boundary,
+// the router has its own kernel. V3: from 13 tokens on, on an A100 from 4.
 //
 // Barriers: those of gemm_kernel.h; those of NumberAmongLast, after which the place of the product's
-// tokens is the router's; that of WaitForAllBlocks; those of router.cu, where (4, 5) are of
-// IsLastToGo.
+// tokens is the router's; that of WaitForAllBlocks; those of router.cu.
 #include "cuda/linear_route.h"
 
 #include "cuda/device/launch.h"
@@ -30,16 +32,23 @@ namespace {
 
 using router::RouterLaunch;
 
-static_assert(kOctetTokens == kMaxRouterTokens && kGemmThreads == router::kThreads);
+static_assert(kGemmThreads == router::kThreads);
 // Experts of one lane in the choice, one instance for all: those beyond have two kernels.
 constexpr int kPerLane = 8;
-// A norm's warps that a warp stands for at a time: registers are short.
-constexpr int kReads = 2;
+
+// What is under way at a time: less where registers are short.
+template <typename Traits>
+struct RouterRegisters {
+  static constexpr bool kFew = Traits::kMinBlocks > 1;
+  static constexpr int kReads = kFew ? 2 : 4;
+  static constexpr int kAhead = !kFew || Traits::kTileTokens == 8 ? router::kSliceSteps
+                                : Traits::kBf16                   ? router::kSliceSteps / 2
+                                                                  : router::kSliceSteps / 4;
+};
 
 struct LinearRouteLaunch {
   GemmLaunch product;
   RouterLaunch router;
-  BlockMeeting* meeting = nullptr;
   int32_t num_last = 0;
 };
 
@@ -50,11 +59,12 @@ __global__ void __launch_bounds__(kGemmThreads, Traits::kMinBlocks)
   if constexpr (device::kHasWgmma || !Traits::kTogether) {
     GemmBlock<Traits> product(launch.product, &device::SharedMemory<unsigned char>());
     product.Run();
-    const router::RouterBlock<kReads> block(launch.router);
-    const int number = NumberAmongLast(launch.meeting, launch.num_last, block.Flag());
+    using Registers = RouterRegisters<Traits>;
+    BlockMeeting* const meeting = router::Meeting(launch.router);
+    const int number = NumberAmongLast(meeting, launch.num_last, router::Flag(launch.router));
     if (number < 0) return;
-    block.Multiply(number, launch.num_last, [&] { WaitForAllBlocks(launch.meeting); });
-    if (IsLastToGo(launch.meeting, launch.num_last, block.Flag())) block.Choose<kPerLane>();
+    const router::RouterBlock<Registers::kReads, Registers::kAhead> block(launch.router, number);
+    block.template Run<kPerLane>([&] { WaitForAllBlocks(meeting); });
   }
 }
 
@@ -70,10 +80,21 @@ bool HasKernel(const LinearRouteParams& p) {
          p.router.route.num_experts <= 32 * kPerLane;
 }
 
-// Blocks of this shared memory that the device holds at once.
-int32_t BlocksAtOnce(int32_t smem_bytes, const DeviceFacts& device) {
+bool HasInstance(const LinearRouteParams& p, const GemmPlan& gemm) {
+  bool has = false;
+  WithSmallTile(p.product.layout.format, gemm.atom, gemm.tile_tokens, [&](auto) { has = true; });
+  return has;
+}
+
+// For the last blocks of the product: half of the device, with as much shared memory as leaves all of
+// the product's blocks their places at once.
+RouterRoom RoomBehind(const GemmPlan& gemm, const DeviceFacts& device) {
   constexpr int32_t kReserved = 1024;  // of each block, by the system
-  return (device.max_smem_bytes + kReserved) / (smem_bytes + kReserved) * device.num_sms;
+  RouterRoom room;
+  room.blocks = Min(gemm.num_blocks, device.num_sms / 2);
+  room.smem_bytes =
+      (device.max_smem_bytes + kReserved) / CeilDiv(gemm.num_blocks, device.num_sms) - kReserved;
+  return room;
 }
 
 }  // namespace
@@ -81,15 +102,17 @@ int32_t BlocksAtOnce(int32_t smem_bytes, const DeviceFacts& device) {
 LinearRoutePlan ChooseLinearRoute(const LinearRouteParams& p, const DeviceFacts& device) {
   LinearRoutePlan plan;
   if (!HasKernel(p)) return plan;
-  plan.router = ChooseRouter(p.router, device);
-  if (plan.router.threads == 0) return plan;
   const GemmPlan gemm = ChooseGemm(p.product, device);
-  plan.smem_bytes = Max(gemm.smem_bytes, plan.router.smem_bytes);
-  if (gemm.tile_tokens != kOctetTokens || gemm.num_blocks > BlocksAtOnce(plan.smem_bytes, device)) {
+  if (!HasInstance(p, gemm)) return plan;
+  const RouterRoom room = RoomBehind(gemm, device);
+  const RouterPlan router = PlanRouter(p.router, room);
+  if (router.threads == 0 || router.blocks > room.blocks ||
+      router.clocks > RouterClocks(p.router, device)) {
     return plan;
   }
   plan.gemm = gemm;
-  plan.num_last = Min(Min(plan.router.blocks, gemm.num_blocks), device.num_sms / 2);
+  plan.router = router;
+  plan.smem_bytes = Max(gemm.smem_bytes, router.smem_bytes);
   return plan;
 }
 
@@ -99,7 +122,7 @@ cudaError_t LaunchLinearRoute(const LinearRouteParams& p, const DeviceFacts& dev
   if (plan.gemm.num_blocks == 0) return cudaErrorInvalidValue;
   const LinearRouteLaunch launch = {MakeGemmLaunch(p.product, plan.gemm),
                                     router::MakeRouterLaunch(p.router, plan.router),
-                                    reinterpret_cast<BlockMeeting*>(p.meeting), plan.num_last};
+                                    plan.router.blocks};
   LaunchShape shape;
   shape.grid = dim3(static_cast<unsigned>(plan.gemm.num_blocks));
   shape.block = kGemmThreads;
@@ -109,7 +132,7 @@ cudaError_t LaunchLinearRoute(const LinearRouteParams& p, const DeviceFacts& dev
   const auto start = [&](auto traits) {
     error = Launch(LinearRouteKernel<decltype(traits)>, shape, stream, launch);
   };
-  WithOctet(p.product.layout.format, plan.gemm.atom, start);
+  WithSmallTile(p.product.layout.format, plan.gemm.atom, plan.gemm.tile_tokens, start);
   return error;
 }
 

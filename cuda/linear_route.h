@@ -1,5 +1,5 @@
 // A product, and what the router makes of the residual that it is added to, in one kernel: from the
-// attended values of a small step to its experts. Contract: LinearAndRoute in ops/moe.h; here stands
+// attended values of a step to its experts. Contract: LinearAndRoute in ops/moe.h; here stands
 // what the CUDA version adds.
 #pragma once
 
@@ -14,19 +14,17 @@
 namespace jevons::cuda {
 
 // What    the product, then what LaunchRouter does
-// Shapes  product as GemmParams, one group, out f32; router.norm.delta is product.out; router.num_done
-//         is not used; router as RouterParams
+// Shapes  product as GemmParams, one group, out f32; router as RouterParams, router.norm.delta is
+//         product.out
 // Order   the bits are those of the two kernels after each other
 struct LinearRouteParams {
   GemmParams product;
   RouterParams router;
-  int32_t* meeting = nullptr;  // i32 [2], 0 before the launch and after it
 };
 
 struct LinearRoutePlan {
-  GemmPlan gemm;  // num_blocks 0: no kernel takes this step
-  RouterPlan router;
-  int32_t num_last = 0;  // of the product's blocks, the last ones, which share the router's strips
+  GemmPlan gemm;      // num_blocks 0: no kernel takes this step
+  RouterPlan router;  // by the last of the product's blocks
   int32_t smem_bytes = 0;
 };
 

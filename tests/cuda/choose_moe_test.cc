@@ -1,6 +1,7 @@
 // How the kernels around the experts are started: the plans are pure, and a device of each kind can
 // run them.
 #include <cstdint>
+#include <initializer_list>
 
 #include "cuda/combine.h"
 #include "cuda/finish.h"
@@ -121,16 +122,19 @@ RouterParams RouterOf(const Routing& routing, int32_t num_tokens, int32_t hidden
                     .n_group = routing.n_group}};
 }
 
-TEST(ChooseRouterTest, SmallStepsFitTheDeviceWithABlockForEachStripOfExperts) {
+TEST(ChooseRouterTest, SetsFitTheDeviceAndTheirBlocksHaveAllTokensAndExperts) {
   for (const DeviceFacts& device : kDevices) {
     for (const Routing& routing : kModels) {
       for (int32_t hidden : kWidths) {
         for (int32_t tokens : kTokens) {
           const RouterPlan plan = ChooseRouter(RouterOf(routing, tokens, hidden), device);
           if (plan.threads == 0) continue;
-          EXPECT_LE(tokens, kMaxRouterTokens);
-          EXPECT_GE(plan.threads / 32, tokens);
-          EXPECT_GE(plan.blocks * 16, routing.num_experts);
+          EXPECT_LE(tokens, kMaxFusedTokens);
+          EXPECT_LE(plan.set_tokens, Min(plan.threads / 32, kMostSetTokens));
+          const int32_t num_sets = CeilDiv(tokens, plan.set_tokens);
+          EXPECT_LE(kMeetingCounters + num_sets, kRouterCounters);
+          EXPECT_EQ(plan.blocks, num_sets * plan.set_blocks);
+          EXPECT_LE(plan.set_blocks, CeilDiv(routing.num_experts, 16));
           EXPECT_LE(plan.smem_bytes, device.max_smem_bytes);
           EXPECT_EQ(plan.whole, hidden % 8 == 0);
         }
@@ -139,12 +143,48 @@ TEST(ChooseRouterTest, SmallStepsFitTheDeviceWithABlockForEachStripOfExperts) {
   }
 }
 
+// How a step is cut: tokens of a set, blocks of each; 0: a kernel for each op.
+struct Cut {
+  int32_t tokens;
+  int32_t set_tokens[3];  // on each device
+  int32_t set_blocks[3];
+};
+
+void ExpectCuts(const Routing& routing, int32_t hidden, std::initializer_list<Cut> cuts) {
+  for (const Cut& cut : cuts) {
+    for (int i = 0; i < 3; ++i) {
+      SCOPED_TRACE(testing::Message() << cut.tokens << " on sm_" << kDevices[i].sm);
+      const RouterPlan plan = ChooseRouter(RouterOf(routing, cut.tokens, hidden), kDevices[i]);
+      EXPECT_EQ(plan.set_tokens, cut.set_tokens[i]);
+      EXPECT_EQ(plan.set_blocks, cut.set_blocks[i]);
+    }
+  }
+}
+
 TEST(ChooseRouterTest, TheStepsOfServedModelsThatOneKernelTakes) {
+  ExpectCuts(kModels[0], 2048,
+             {{1, {1, 1, 1}, {4, 4, 4}},
+              {2, {2, 2, 2}, {4, 4, 4}},
+              {8, {1, 1, 1}, {4, 4, 4}},
+              {9, {1, 1, 1}, {4, 4, 4}},
+              {64, {3, 2, 2}, {4, 4, 4}},
+              {65, {3, 2, 2}, {4, 4, 4}},
+              {256, {5, 8, 7}, {2, 4, 4}},
+              {257, {0, 0, 0}, {0, 0, 0}}});
+  ExpectCuts(kModels[2], 7168,
+             {{1, {1, 1, 1}, {16, 16, 16}},
+              {2, {2, 2, 2}, {16, 16, 16}},
+              {8, {2, 1, 1}, {16, 16, 16}},
+              {9, {2, 2, 1}, {16, 16, 16}},
+              {64, {0, 4, 4}, {0, 8, 9}},
+              {96, {0, 6, 6}, {0, 8, 9}},
+              {97, {0, 0, 6}, {0, 0, 8}},
+              {256, {0, 0, 0}, {0, 0, 0}}});
+}
+
+TEST(ChooseRouterTest, OtherWeightsAndNoTokensHaveNoKernel) {
   for (const DeviceFacts& device : kDevices) {
-    EXPECT_GT(ChooseRouter(RouterOf(kModels[0], 8, 2048), device).threads, 0);
-    EXPECT_GT(ChooseRouter(RouterOf(kModels[2], 4, 7168), device).threads, 0);
     EXPECT_EQ(ChooseRouter(RouterOf(kModels[0], 0, 2048), device).threads, 0);
-    EXPECT_EQ(ChooseRouter(RouterOf(kModels[0], 9, 2048), device).threads, 0);
     RouterParams e4m3 = RouterOf(kModels[0], 8, 2048);
     e4m3.layout.format = WeightFormat::kE4m3;
     EXPECT_EQ(ChooseRouter(e4m3, device).threads, 0);
@@ -180,9 +220,9 @@ TEST(ChooseLinearRouteTest, TheProductsBlocksAreAsManyAndAllThereAndTheLastWhoWa
             EXPECT_GE(plan.smem_bytes, plan.router.smem_bytes);
             const int32_t on_one_sm = CeilDiv(plan.gemm.num_blocks, device.num_sms);
             EXPECT_LE(on_one_sm * (plan.smem_bytes + 1024), device.max_smem_bytes + 1024);
-            EXPECT_GE(plan.num_last, 1);
-            EXPECT_LE(plan.num_last, plan.gemm.num_blocks);
-            EXPECT_LE(plan.num_last, device.num_sms / 2);
+            EXPECT_GE(plan.router.blocks, 1);
+            EXPECT_LE(plan.router.blocks, plan.gemm.num_blocks);
+            EXPECT_LE(plan.router.blocks, device.num_sms / 2);
             EXPECT_LE(routing.num_experts, 256);
           }
         }
@@ -192,17 +232,39 @@ TEST(ChooseLinearRouteTest, TheProductsBlocksAreAsManyAndAllThereAndTheLastWhoWa
 }
 
 TEST(ChooseLinearRouteTest, TheStepsOfServedModelsThatOneKernelTakes) {
+  // Tokens of a set on each device; 0: a kernel for the product alone.
+  struct Step {
+    int32_t tokens;
+    int32_t v2_lite[3];
+    int32_t v3[3];
+  };
+  const Step steps[] = {
+      {1, {1, 1, 1}, {1, 1, 1}},  {2, {2, 2, 2}, {1, 2, 2}},  {8, {1, 1, 1}, {0, 2, 2}},
+      {9, {1, 1, 1}, {0, 3, 0}},  {12, {1, 1, 1}, {0, 3, 3}}, {13, {1, 1, 1}, {0, 0, 0}},
+      {64, {5, 4, 4}, {0, 0, 0}}, {65, {5, 5, 4}, {0, 0, 0}}, {256, {0, 8, 7}, {0, 0, 0}}};
+  for (const Step& step : steps) {
+    for (int i = 0; i < 3; ++i) {
+      SCOPED_TRACE(testing::Message() << step.tokens << " on sm_" << kDevices[i].sm);
+      const auto set_of = [&](const Routing& routing, int32_t hidden, int32_t k,
+                              WeightFormat format) {
+        const LinearRouteParams p = LinearRouteOf(routing, step.tokens, hidden, k, format);
+        return ChooseLinearRoute(p, kDevices[i]).router.set_tokens;
+      };
+      EXPECT_EQ(set_of(kModels[0], 2048, 2048, WeightFormat::kBf16), step.v2_lite[i]);
+      EXPECT_EQ(set_of(kModels[0], 2048, 2048, WeightFormat::kE4m3), step.v2_lite[i]);
+      EXPECT_EQ(set_of(kModels[2], 7168, 16384, WeightFormat::kE4m3), step.v3[i]);
+    }
+  }
+}
+
+TEST(ChooseLinearRouteTest, TheOutputOfV2LiteAndItsRouterAreOneKernelUpTo64Tokens) {
   for (const DeviceFacts& device : kDevices) {
-    for (int32_t tokens : {1, 2, 3, 8, 9}) {
-      SCOPED_TRACE(testing::Message() << tokens << " on sm_" << device.sm);
-      for (WeightFormat format : {WeightFormat::kBf16, WeightFormat::kE4m3}) {
-        const LinearRouteParams v2_lite = LinearRouteOf(kModels[0], tokens, 2048, 2048, format);
-        EXPECT_EQ(ChooseLinearRoute(v2_lite, device).num_last, tokens <= 8 ? 4 : 0);
+    for (WeightFormat format : {WeightFormat::kBf16, WeightFormat::kE4m3}) {
+      for (int32_t tokens = 1; tokens <= 64; ++tokens) {
+        const LinearRouteParams p = LinearRouteOf(kModels[0], tokens, 2048, 2048, format);
+        EXPECT_GT(ChooseLinearRoute(p, device).gemm.num_blocks, 0)
+            << tokens << " on sm_" << device.sm;
       }
-      const LinearRouteParams v3 =
-          LinearRouteOf(kModels[2], tokens, 7168, 16384, WeightFormat::kE4m3);
-      const int32_t most = device.sm == 80 ? 1 : 2;
-      EXPECT_EQ(ChooseLinearRoute(v3, device).num_last, tokens <= most ? 16 : 0);
     }
   }
 }

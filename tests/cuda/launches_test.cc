@@ -71,11 +71,16 @@ TEST_F(LaunchesTest, RoundedActivationsAddOneForEachProductOfFp8Weights) {
   EXPECT_EQ(KernelsOfAMoeLayer(TinyV3Config(), 1, ActivationPrecision::kFp8), 8 + 5);
 }
 
-// Values apart from attention; its product, norm, router and choice apart. Then down apart from
-// combine and norm.
-TEST_F(LaunchesTest, AMoeLayerOfALargerStepHasEleven) {
-  EXPECT_EQ(KernelsOfAMoeLayer(TinyV2Config(), 9), 10);
-  EXPECT_EQ(KernelsOfAMoeLayer(TinyV2Config(), 12), 11);
+// Values apart from attention; then down apart from combine and norm too. Half of the device has a
+// block for each eight tokens.
+TEST_F(LaunchesTest, AMoeLayerOfALargerStepHasTwoMore) {
+  ModelConfig config = TinyV2Config();
+  config.hidden_size = 128;
+  backend_ = nullptr;
+  emu::SetDevice({.num_sms = 12});
+  backend_ = Create({});
+  EXPECT_EQ(KernelsOfAMoeLayer(config, 9), 7);
+  EXPECT_EQ(KernelsOfAMoeLayer(config, 16), 8);
 }
 
 TEST_F(LaunchesTest, ADenseLayerOfOneTokenHasEight) {

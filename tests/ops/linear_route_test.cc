@@ -90,7 +90,7 @@ TEST_F(LinearRouteTest, HasTheBitsOfItsTwoOps) {
     for (DType dtype : {DType::kBF16, DType::kF8E4M3}) {
       for (Backend* b : {one_thread_.get(), reference_.get()}) {
         const Weights weights = PackBoth(*b, c, dtype);
-        for (int64_t num_tokens : {0, 1, 3, 8, 9}) {
+        for (int64_t num_tokens : {0, 1, 8, 9, 17}) {
           SCOPED_TRACE(NameOf(c, num_tokens, dtype));
           Random random(kOpTestSeed);
           const Step at_once(c, random, num_tokens);
@@ -111,7 +111,7 @@ TEST_F(LinearRouteTest, HasTheBitsOfItsTwoOps) {
 
 TEST_F(LinearRouteTest, OfATokenIsTheSameAloneAndInABatch) {
   for (const Case& c : kCases) {
-    constexpr int64_t kTokens = 19;
+    constexpr int64_t kTokens = 36;
     SCOPED_TRACE(NameOf(c, kTokens, DType::kF8E4M3));
     const Weights weights = PackBoth(*one_thread_, c, DType::kF8E4M3);
     Random random(kOpTestSeed);
@@ -123,17 +123,18 @@ TEST_F(LinearRouteTest, OfATokenIsTheSameAloneAndInABatch) {
     };
     ASSERT_TRUE(run(batch, 0, kTokens).ok());
     int64_t begin = 0;
-    for (int64_t count : {1, 8, 2, 5, 3}) {
+    for (int64_t count : {1, 8, 2, 9, 16}) {
       ASSERT_TRUE(run(parts, begin, count).ok());
       begin += count;
     }
+    ASSERT_EQ(begin, kTokens);
     ExpectSameRows(batch.routed, parts.routed);
   }
 }
 
 TEST_F(LinearRouteTest, LosesOnlyTheRowWithNan) {
   const Case& c = kCases[2];
-  for (int64_t num_tokens : {5, 12}) {
+  for (int64_t num_tokens : {5, 12, 20}) {
     const Weights weights = PackBoth(*one_thread_, c, DType::kBF16);
     Random random(kOpTestSeed);
     Step step(c, random, num_tokens);

@@ -169,7 +169,7 @@ Outputs RunRouter(Backend& backend, Backend& reference, const RouterCase& c, int
 
 TEST_F(MoeFusedTest, NormAndRouteAgreesWithTwinFromTheRowThatIsNotRounded) {
   for (const RouterCase& c : kRouterCases) {
-    for (int64_t num_tokens : {0, 1, 3, 8, 9}) {
+    for (int64_t num_tokens : {0, 1, 3, 8, 9, 17}) {
       SCOPED_TRACE(std::to_string(c.hidden) + " x " + std::to_string(num_tokens));
       CheckAgainstTwin([&](Backend& b) {
         return RunRouter(b, *reference_, c, num_tokens, num_tokens - num_tokens / 3);
@@ -178,21 +178,48 @@ TEST_F(MoeFusedTest, NormAndRouteAgreesWithTwinFromTheRowThatIsNotRounded) {
   }
 }
 
+TEST_F(MoeFusedTest, NormAndRouteOfEqualTokensGivesOneExpertAllRows) {
+  const RouterCase c = {64, 7, 1, RouterScoring::kSoftmax, 1, 1};
+  for (int64_t num_tokens : {64, 65}) {
+    for (Backend* b : Backends()) {
+      SCOPED_TRACE(num_tokens);
+      Random random(kOpTestSeed);
+      const auto router = SmallWeight(random, DType::kBF16, 1, c.num_experts, c.hidden).Pack(*b);
+      Routed r(c, random, num_tokens);
+      for (TestTensor* rows : {&r.x, &r.delta}) {
+        for (int64_t i = 0; i < rows->size(); ++i) {
+          rows->at<float>(i) = rows->at<float>(i % c.hidden);
+        }
+      }
+      const NormAndRouteArgs args = r.args(c, router.get(), 0, num_tokens);
+      ASSERT_TRUE(b->NormAndRoute(args).ok());
+      ExpectChoicesOfLogits(*reference_, c, r, args);
+      const int32_t expert = r.ids.at<int32_t>(0);
+      EXPECT_EQ(r.cu_rows.at<int32_t>(expert), 0);
+      EXPECT_EQ(r.cu_rows.at<int32_t>(expert + 1), num_tokens);
+      EXPECT_EQ(r.cu_rows.at<int32_t>(c.num_experts), num_tokens);
+    }
+  }
+}
+
+// So many tokens have a kernel for each op on a device; parts have one, in sets of all sizes.
 TEST_F(MoeFusedTest, NormAndRouteOfATokenIsTheSameAloneAndInABatch) {
   for (const RouterCase& c : kRouterCases) {
     SCOPED_TRACE(c.hidden);
-    constexpr int64_t kTokens = 19;
+    const int64_t num_tokens = c.hidden <= 1100 ? 257 : 35;
     Random random(kOpTestSeed);
     const auto router =
         SmallWeight(random, DType::kBF16, 1, c.num_experts, c.hidden).Pack(*one_thread_);
-    const Routed batch(c, random, kTokens);
+    const Routed batch(c, random, num_tokens);
     const Routed parts = batch;
-    ASSERT_TRUE(one_thread_->NormAndRoute(batch.args(c, router.get(), 0, kTokens)).ok());
+    ASSERT_TRUE(one_thread_->NormAndRoute(batch.args(c, router.get(), 0, num_tokens)).ok());
     int64_t begin = 0;
-    for (int64_t count : {1, 8, 2, 5, 3}) {
+    for (int64_t count : {1, 8, 2, 7, 17, 9, 16, 64, 65, 5, 63}) {
+      if (begin + count > num_tokens) break;
       ASSERT_TRUE(one_thread_->NormAndRoute(parts.args(c, router.get(), begin, count)).ok());
       begin += count;
     }
+    ASSERT_EQ(begin, num_tokens);
     ExpectSameBits(batch.x, parts.x);
     ExpectSameBits(batch.out, parts.out);
     ExpectSameBits(batch.logits, parts.logits);
@@ -203,7 +230,7 @@ TEST_F(MoeFusedTest, NormAndRouteOfATokenIsTheSameAloneAndInABatch) {
 
 TEST_F(MoeFusedTest, NormAndRouteLosesOnlyTheRowWithNan) {
   const RouterCase& c = kRouterCases[2];
-  for (int64_t num_tokens : {5, 12}) {
+  for (int64_t num_tokens : {5, 12, 33}) {
     Random random(kOpTestSeed);
     const auto router =
         SmallWeight(random, DType::kBF16, 1, c.num_experts, c.hidden).Pack(*one_thread_);
