@@ -81,6 +81,8 @@ class CudaBackend : public Backend {
               cudaStream_t stream)
       : options_(options), facts_(facts), description_(std::move(description)), stream_(stream) {}
 
+  // Queues the product, whose rows are as it wants them.
+  absl::Status Multiply(const GemmParams& params, const TensorView& out);
   // Queues the product where it is for cuBLASLt; false: it is for our kernel.
   absl::StatusOr<bool> MultiplyByLibrary(const GemmParams& params);
 

@@ -207,18 +207,22 @@ absl::Status CudaBackend::FinishExperts(const GroupedGemmArgs& down,
                                         const CombineAndNormArgs& end) {
   RETURN_IF_ERROR(Validate(down, kRules));
   RETURN_IF_ERROR(Validate(end, kRules));
-  ASSIGN_OR_RETURN(const GemmParams product, GroupedProduct(down));
+  ASSIGN_OR_RETURN(GemmParams product, GroupedProduct(down));
   if (end.combine.expert_out.data != down.out.data) {
     return absl::InvalidArgumentError(
         "FinishExperts: combine.expert_out must be what the product gives");
   }
   ASSIGN_OR_RETURN(int32_t* const counters, BlockCounters());
-  FinishParams p = {.product = product,
-                    .combine = CombineParams(end.combine),
-                    .norm = NormParams(end.norm),
-                    .num_done = counters};
-  if (ChooseFinish(p, facts_).gemm.num_blocks == 0) return Backend::FinishExperts(down, end);
-  RETURN_IF_ERROR(RoundInput(*down.weight, EndOfRows(product), p.product));
+  RETURN_IF_ERROR(RoundInput(*down.weight, EndOfRows(product), product));
+  const FinishParams p = {.product = product,
+                          .combine = CombineParams(end.combine),
+                          .norm = NormParams(end.norm),
+                          .meeting = counters};
+  if (ChooseFinish(p, facts_).gemm.num_blocks == 0) {
+    RETURN_IF_ERROR(
+        Launched(LaunchGemm(product, LaunchFacts(), stream_), "FinishExperts", down.out));
+    return CombineAndNorm(end);
+  }
   return Launched(LaunchFinish(p, LaunchFacts(), stream_), "FinishExperts", end.norm.out);
 }
 

@@ -78,9 +78,13 @@ absl::Status CudaBackend::Linear(const LinearArgs& args) {
   GemmParams p = Product(*weight, args.x, args.out);
   p.bias = args.bias.ptr<float>();
   RETURN_IF_ERROR(RoundInput(*weight, nullptr, p));
-  ASSIGN_OR_RETURN(const bool queued, MultiplyByLibrary(p));
+  return Multiply(p, args.out);
+}
+
+absl::Status CudaBackend::Multiply(const GemmParams& params, const TensorView& out) {
+  ASSIGN_OR_RETURN(const bool queued, MultiplyByLibrary(params));
   if (queued) return absl::OkStatus();
-  return Launched(LaunchGemm(p, LaunchFacts(), stream_), "Linear", args.out);
+  return Launched(LaunchGemm(params, LaunchFacts(), stream_), "Linear", out);
 }
 
 absl::Status CudaBackend::PrepareProducts(const Weight& weight, int64_t most_rows) {
@@ -128,13 +132,14 @@ absl::Status CudaBackend::LinearAndNorm(const LinearAndNormArgs& args) {
   FinishParams p = {.product = Product(*weight, linear.x, linear.out),
                     .combine = {},
                     .norm = NormParams(args.norm),
-                    .num_done = counters};
+                    .meeting = counters};
   p.product.bias = linear.bias.ptr<float>();
-  if (ChooseFinish(p, facts_).gemm.num_blocks == 0) {
-    RETURN_IF_ERROR(Linear(linear));
+  RETURN_IF_ERROR(RoundInput(*weight, nullptr, p.product));
+  const int32_t of_library = ChooseUnpackedRows(p.product, options_.cublaslt_rows, kUnpackedBytes);
+  if (of_library > 0 || ChooseFinish(p, facts_).gemm.num_blocks == 0) {
+    RETURN_IF_ERROR(Multiply(p.product, linear.out));
     return RmsNorm(args.norm);
   }
-  RETURN_IF_ERROR(RoundInput(*weight, nullptr, p.product));
   return Launched(LaunchFinish(p, LaunchFacts(), stream_), "LinearAndNorm", args.norm.out);
 }
 

@@ -1,9 +1,11 @@
-// A product and a norm of a very small step in one kernel: the experts' last one, the sum of what they
+// A product and a norm of a small step in one kernel: the experts' last one, the sum of what they
 // give, the residual and the next norm (FinishExperts in ops/backend.h); or any, and the norm of what
 // it gives (LinearAndNorm in ops/linear.h).
 #pragma once
 
 #include <cuda_runtime.h>
+
+#include <cstdint>
 
 #include "cuda/combine.h"
 #include "cuda/device_facts.h"
@@ -21,11 +23,13 @@ struct FinishParams {
   GemmParams product;
   ExpertCombineParams combine;  // no expert_out: none
   RmsNormParams norm;
-  int32_t* num_done = nullptr;  // i32 [1], 0 before the launch and after it
+  int32_t* meeting = nullptr;  // i32 [2], 0 before the launch and after it
 };
 
 struct FinishPlan {
-  GemmPlan gemm;       // num_blocks 0: no kernel takes this step
+  GemmPlan gemm;         // num_blocks 0: no kernel takes this step
+  int32_t num_last = 0;  // of the product's blocks, the last ones, which share the tokens
+  int32_t smem_bytes = 0;
   bool whole = false;  // rows may be moved in units of 16 bytes
 };
 

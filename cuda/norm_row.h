@@ -174,8 +174,9 @@ __device__ __forceinline__ void NormInAnyBlock(const Row& row, int hidden, float
                                                NormShared& shared) {
   const int num_vectors = NumVectors(hidden);
   const int threads = NormThreads(hidden);
+  const int own = device::Opaque(device::ThreadIdx());  // registers are short before
   for (int base = 0; base < threads; base += device::BlockDim()) {
-    const int thread = base + device::ThreadIdx();
+    const int thread = base + own;
     float sum = 0;
 #pragma unroll 1
     for (int vector = thread; thread < threads && vector < num_vectors; vector += threads) {
@@ -186,12 +187,12 @@ __device__ __forceinline__ void NormInAnyBlock(const Row& row, int hidden, float
       sum = AddSquares(v, sum);
     }
     sum = WarpSum(sum);
-    if (device::LaneIdx() == 0 && thread < threads) shared.warp_sum[thread / 32] = sum;
+    if (own % 32 == 0 && thread < threads) shared.warp_sum[thread / 32] = sum;
   }
   device::SyncThreads();  // the warps' sums are there
   const float factor = NormFactor(shared, hidden, eps);
   for (int base = 0; base < threads; base += device::BlockDim()) {
-    const int thread = base + device::ThreadIdx();
+    const int thread = base + own;
 #pragma unroll 1
     for (int vector = thread; thread < threads && vector < num_vectors; vector += threads) {
       float v[kRowVector];

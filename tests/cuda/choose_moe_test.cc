@@ -286,12 +286,14 @@ TEST(ChooseLinearRouteTest, OtherProductsAndOtherRowsHaveAKernelEach) {
   EXPECT_FALSE(taken([](LinearRouteParams& p) { p.router.norm.delta = nullptr; }));
 }
 
-FinishParams FinishOf(int32_t num_tokens, int32_t hidden, int32_t k, WeightFormat format) {
+// As down of a model, whose shared experts are more groups.
+FinishParams FinishOf(int32_t num_tokens, int32_t hidden, int32_t k, int32_t num_groups,
+                      WeightFormat format) {
   FinishParams p;
   p.combine = CombineOf(num_tokens, hidden);
   p.norm = NormOf(num_tokens, hidden);
   p.product.layout = {.format = format, .n = hidden, .k = k};
-  p.product.num_groups = 64;
+  p.product.num_groups = num_groups;
   p.product.cu_rows = static_cast<const int32_t*>(kEven);
   p.product.x = kEven;
   p.product.x_row_stride = k;
@@ -302,23 +304,93 @@ FinishParams FinishOf(int32_t num_tokens, int32_t hidden, int32_t k, WeightForma
   p.product.out_row_stride = hidden;
   return p;
 }
+FinishParams OfV2Lite(int32_t num_tokens, WeightFormat format) {
+  return FinishOf(num_tokens, 2048, 1408, 66, format);
+}
+FinishParams OfV3(int32_t num_tokens, WeightFormat format) {
+  FinishParams p = FinishOf(num_tokens, 7168, 2048, 257, format);
+  p.combine.top_k = 9;
+  p.combine.num_rows = p.product.num_x_rows = p.product.num_rows = 9 * num_tokens;
+  return p;
+}
+// Its query and keys, and the norm of the query.
+FinishParams OfV3Query(int32_t num_tokens) {
+  FinishParams p;
+  p.norm = NormOf(num_tokens, 1536);
+  p.norm.x_type = Element::kBF16;
+  p.norm.delta = nullptr;
+  p.norm.x_stride = 2112;
+  p.product.layout = {.format = WeightFormat::kE4m3, .n = 2112, .k = 7168};
+  p.product.x = kEven;
+  p.product.x_row_stride = 7168;
+  p.product.num_x_rows = p.product.num_rows = num_tokens;
+  p.product.out = kEven;
+  p.product.out_type = Element::kBF16;
+  p.product.out_row_stride = 2112;
+  return p;
+}
 
-TEST(ChooseFinishTest, VerySmallStepsHaveThePlanOfTheirProduct) {
-  for (const DeviceFacts& device : kDevices) {
-    for (WeightFormat format : {WeightFormat::kBf16, WeightFormat::kE4m3}) {
-      for (int32_t tokens : {1, 4}) {
-        const FinishParams p = FinishOf(tokens, 2048, 1408, format);
-        const FinishPlan plan = ChooseFinish(p, device);
-        EXPECT_EQ(plan.gemm.num_blocks, ChooseGemm(p.product, device).num_blocks);
-        EXPECT_GT(plan.gemm.num_blocks, 0);
-        EXPECT_TRUE(plan.whole);
+void ExpectBlocksOfTheProduct(const FinishParams& p, const DeviceFacts& device) {
+  const FinishPlan plan = ChooseFinish(p, device);
+  if (plan.gemm.num_blocks == 0) return;
+  EXPECT_EQ(plan.gemm.num_blocks, ChooseGemm(p.product, device).num_blocks);
+  EXPECT_GE(plan.smem_bytes, plan.gemm.smem_bytes);
+  EXPECT_GE(plan.smem_bytes, p.norm.hidden * int32_t{sizeof(float)});
+  const int32_t on_one_sm = CeilDiv(plan.gemm.num_blocks, device.num_sms);
+  EXPECT_LE(on_one_sm * (plan.smem_bytes + 1024), device.max_smem_bytes + 1024);
+  EXPECT_GE(plan.num_last, 1);
+  EXPECT_LE(plan.num_last, p.norm.num_tokens);
+  EXPECT_LE(plan.num_last, plan.gemm.num_blocks);
+  EXPECT_LE(plan.num_last, device.num_sms / 2);
+  EXPECT_LE(p.norm.num_tokens, 64);
+}
+
+TEST(ChooseFinishTest, TheProductsBlocksAreAsManyAndAllThereAndTheLastWhoWaitAreHalfAtMost) {
+  for (DeviceFacts device : kDevices) {
+    for (int32_t num_sms : {device.num_sms, 16}) {
+      device.num_sms = num_sms;
+      for (WeightFormat format : {WeightFormat::kBf16, WeightFormat::kE4m3}) {
+        for (int32_t hidden : kWidths) {
+          for (int32_t tokens : kTokens) {
+            ExpectBlocksOfTheProduct(FinishOf(tokens, hidden, 1408, 64, format), device);
+            ExpectBlocksOfTheProduct(FinishOf(tokens, hidden, 1408, 4, format), device);
+          }
+        }
       }
-      EXPECT_GT(ChooseFinish(FinishOf(1, 7168, 2048, format), device).gemm.num_blocks, 0);
-      EXPECT_EQ(ChooseFinish(FinishOf(2, 7168, 2048, format), device).gemm.num_blocks, 0);
-      EXPECT_EQ(ChooseFinish(FinishOf(5, 2048, 1408, format), device).gemm.num_blocks, 0);
-      EXPECT_EQ(ChooseFinish(FinishOf(0, 2048, 1408, format), device).gemm.num_blocks, 0);
     }
   }
+}
+
+TEST(ChooseFinishTest, TheStepsOfServedModelsThatOneKernelTakes) {
+  for (const DeviceFacts& device : kDevices) {
+    for (int32_t tokens : {0, 1, 2, 4, 5, 8, 40, 64, 65}) {
+      SCOPED_TRACE(testing::Message() << tokens << " on sm_" << device.sm);
+      // The last block alone where that is as soon done, else one for each token.
+      const int32_t want = tokens <= 64 ? tokens : 0;
+      const int32_t half = device.num_sms / 2;
+      for (WeightFormat format : {WeightFormat::kBf16, WeightFormat::kE4m3}) {
+        const FinishPlan v2_lite = ChooseFinish(OfV2Lite(tokens, format), device);
+        EXPECT_EQ(v2_lite.num_last, tokens == 2 ? 1 : Min(want, half));
+        EXPECT_EQ(v2_lite.whole, want > 0);
+        EXPECT_EQ(ChooseFinish(OfV3(tokens, format), device).num_last, want <= half ? want : 0);
+      }
+      const FinishPlan query = ChooseFinish(OfV3Query(tokens), device);
+      EXPECT_EQ(query.gemm.num_blocks > 0, want > 0);
+      EXPECT_GE(query.num_last, tokens > 2 && want > 0 ? Min(tokens, 32) : 0);
+    }
+  }
+}
+
+// Few blocks would have many tokens each, wide rows take each block long.
+TEST(ChooseFinishTest, WhatAKernelOfItsOwnIsFasterAtIsNotTaken) {
+  DeviceFacts small = kDevices[1];
+  small.num_sms = 16;
+  constexpr WeightFormat kBf16 = WeightFormat::kBf16;
+  EXPECT_EQ(ChooseFinish(OfV2Lite(24, kBf16), small).num_last, 8);
+  EXPECT_EQ(ChooseFinish(OfV2Lite(25, kBf16), small).num_last, 0);
+  EXPECT_EQ(ChooseFinish(OfV3(8, kBf16), small).num_last, 8);
+  EXPECT_EQ(ChooseFinish(OfV3(9, kBf16), small).num_last, 0);
+  EXPECT_EQ(ChooseFinish(FinishOf(1, 18432, 2048, 64, kBf16), kDevices[1]).num_last, 0);
 }
 
 }  // namespace

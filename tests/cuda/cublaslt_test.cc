@@ -145,6 +145,27 @@ TEST_F(CublasLtProductTest, BitsFollowTheNumberOfRowsWithTheOptionAndNotWithoutI
   EXPECT_EQ(emu::NumCublasLtProducts(), 3);
 }
 
+TEST_F(CublasLtProductTest, AProductWithANormBehindItIsTakenFromTheSameNumberOfRowsOn) {
+  constexpr int64_t kN = 96, kK = 300;
+  const auto weight = Pack(*backend_, {{kN}}, kK);
+  const DeviceTensor all = Normal(DType::kBF16, {6, kK});
+  const DeviceTensor norm = Normal(DType::kF32, {kN});
+  Backend& with = With(5);
+  for (const int64_t rows : {4, 6}) {
+    const TensorView x = all.view.Slice(0, rows);
+    const DeviceTensor given = Normal(DType::kBF16, {rows, kN});
+    const DeviceTensor out = Normal(DType::kBF16, {rows, kN});
+    EXPECT_TRUE(backend_->Wait().ok());
+    const absl::Status status =
+        with.LinearAndNorm({.linear = {x, weight.get(), {}, given.view},
+                            .norm = {given.view, {}, norm.view, 1e-6f, out.view}});
+    ASSERT_TRUE(status.ok()) << status;
+    EXPECT_TRUE(with.Wait().ok());
+    EXPECT_EQ(emu::NumCublasLtProducts(), rows < 5 ? 0 : 1);
+    EXPECT_EQ(ReadBack(given.view), Linear(with, *weight, x, {}, DType::kBF16));
+  }
+}
+
 TEST_F(CublasLtProductTest, MatricesMayBeginAtAnyElement) {
   constexpr int64_t kN = 40, kK = 70, kTokens = 4;
   const auto weight = Pack(*backend_, {{kN}}, kK);

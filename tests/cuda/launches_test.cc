@@ -14,6 +14,13 @@ namespace {
 
 class LaunchesTest : public CudaBackendTest {
  protected:
+  // As many multiprocessors as the last blocks of two dozen tokens want, and the emulator has places.
+  LaunchesTest() {
+    backend_ = nullptr;
+    emu::SetDevice({.num_sms = 36});
+    backend_ = Create({});
+  }
+
   // Of one step with the first tokens of a sequence.
   int64_t KernelsOfAStep(const ModelConfig& config, int32_t num_tokens,
                          ActivationPrecision activations = ActivationPrecision::kExact) {
@@ -24,7 +31,7 @@ class LaunchesTest : public CudaBackendTest {
     auto weights = LoadModelWeights(config, *checkpoint, *backend_, {}, activations);
     EXPECT_TRUE(weights.ok()) << weights.status();
     auto runner = ModelRunner::Create(config, *std::move(weights), backend_.get(),
-                                      {.max_tokens = 16, .max_num_seqs = 1, .max_positions = 64});
+                                      {.max_tokens = 40, .max_num_seqs = 1, .max_positions = 64});
     EXPECT_TRUE(runner.ok()) << runner.status();
     std::vector<int32_t> positions(num_tokens);
     std::iota(positions.begin(), positions.end(), 0);
@@ -63,6 +70,7 @@ TEST_F(LaunchesTest, AMoeLayerOfOneTokenHasThreeKernelsBesideAttention) {
   EXPECT_EQ(KernelsOfAMoeLayer(TinyV2Config(), 1), 6);
   EXPECT_EQ(KernelsOfAMoeLayer(TinyV2Config(), 8), 6);
   EXPECT_EQ(KernelsOfAMoeLayer(TinyV3Config(), 1), 7);
+  EXPECT_EQ(KernelsOfAMoeLayer(TinyV3Config(), 4), 7);
 }
 
 // The low-rank query with the keys, the query, the output, which the router's kernel does not take
@@ -71,16 +79,14 @@ TEST_F(LaunchesTest, RoundedActivationsAddOneForEachProductOfFp8Weights) {
   EXPECT_EQ(KernelsOfAMoeLayer(TinyV3Config(), 1, ActivationPrecision::kFp8), 8 + 5);
 }
 
-// Values apart from attention; then down apart from combine and norm too. Half of the device has a
-// block for each eight tokens.
-TEST_F(LaunchesTest, AMoeLayerOfALargerStepHasTwoMore) {
-  ModelConfig config = TinyV2Config();
-  config.hidden_size = 128;
-  backend_ = nullptr;
-  emu::SetDevice({.num_sms = 12});
-  backend_ = Create({});
-  EXPECT_EQ(KernelsOfAMoeLayer(config, 9), 7);
-  EXPECT_EQ(KernelsOfAMoeLayer(config, 16), 8);
+// Values apart from attention; of this V3 the router too, whose last blocks would be too few.
+TEST_F(LaunchesTest, AMoeLayerOfALargerStepHasOneMore) {
+  ModelConfig v2 = TinyV2Config();
+  ModelConfig v3 = TinyV3Config();
+  v2.hidden_size = v3.hidden_size = 128;
+  EXPECT_EQ(KernelsOfAMoeLayer(v2, 9), 7);
+  EXPECT_EQ(KernelsOfAMoeLayer(v2, 24), 7);
+  EXPECT_EQ(KernelsOfAMoeLayer(v3, 9), 7 + 2);
 }
 
 TEST_F(LaunchesTest, ADenseLayerOfOneTokenHasEight) {

@@ -69,7 +69,7 @@ void LoadBlock(Block& block, Launch& launch, int64_t number, void (*entry)()) {
     thread.has_waited = false;
   }
   block.ready = 0;
-  block.slow = RandomSlow();
+  block.slow = static_cast<uint32_t>(RandomSlow());
   for (int i = 0; i < block.num_warps; ++i) {
     Warp& warp = block.warps[i];
     warp.block = &block;

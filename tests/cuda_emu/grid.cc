@@ -26,14 +26,17 @@ Thread& PickLane(const Warp& warp) {
   return warp.threads[(warp.first_lane + step) % kLanes];
 }
 
-int PickBit(uint32_t bits) {
-  const int start = grid.Random() % 32;
-  return (start + std::countr_zero(std::rotr(bits, start))) % 32;
+template <typename Bits>
+int PickBit(Bits bits) {
+  constexpr int kBits = 8 * sizeof(Bits);
+  const int start = grid.Random() % kBits;
+  return (start + std::countr_zero(std::rotr(bits, start))) % kBits;
 }
 
-int PickReady(uint32_t ready, uint32_t& slow) {
-  if (grid.OneIn(kPicksWithSameSlow)) slow = RandomSlow();
-  const uint32_t others = ready & ~slow;
+template <typename Bits>
+int PickReady(Bits ready, Bits& slow) {
+  if (grid.OneIn(kPicksWithSameSlow)) slow = static_cast<Bits>(RandomSlow());
+  const Bits others = ready & ~slow;
   return PickBit(others != 0 ? others : ready);
 }
 
@@ -107,7 +110,10 @@ bool RunBody(Thread& thread) {
 
 }  // namespace
 
-uint32_t RandomSlow() { return grid.OneIn(2) ? 0 : grid.Random() & grid.Random(); }
+uint64_t RandomSlow() {
+  const auto bits = [] { return uint64_t{grid.Random()} << 32 | grid.Random(); };
+  return grid.OneIn(2) ? 0 : bits() & bits();
+}
 
 void FiberMain() {
   FiberStarted();

@@ -37,6 +37,12 @@ int NumLive(const Launch* launch) {
                     [&](const Block& block) { return block.live && block.launch == launch; }));
 }
 
+bool WaitsOutside(const Launch& launch) {
+  return std::any_of(std::begin(grid.blocks), std::end(grid.blocks), [&](const Block& block) {
+    return block.live && block.launch == &launch && block.num_outside > 0;
+  });
+}
+
 // Begins blocks up to `residents` that do not wait for others.
 void BeginBlocks(Launch& launch, int residents) {
   for (const Block& block : grid.blocks) {
@@ -45,7 +51,8 @@ void BeginBlocks(Launch& launch, int residents) {
   }
   const bool is_early = grid.early.get() == &launch;
   const int num_early = is_early ? 0 : NumLive(grid.early.get());
-  residents = std::min(residents, kMostBlocks - NumLive(&launch) - num_early);
+  const int room = WaitsOutside(launch) ? kMostOutside : kMostBlocks;
+  residents = std::min(residents, room - NumLive(&launch) - num_early);
   for (Block& block : grid.blocks) {
     if (residents <= 0 || launch.num_begun == launch.order.size()) return;
     if (block.live) continue;
@@ -64,12 +71,6 @@ void WakeOutside(const Launch& launch) {
       if (warp.outside != 0) MakeReady(warp, std::exchange(warp.outside, 0));
     }
   }
-}
-
-bool WaitsOutside(const Launch& launch) {
-  return std::any_of(std::begin(grid.blocks), std::end(grid.blocks), [&](const Block& block) {
-    return block.live && block.launch == &launch && block.num_outside > 0;
-  });
 }
 
 bool ReportStalled(const char* what, const Block& block) {

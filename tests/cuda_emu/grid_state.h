@@ -18,9 +18,11 @@ constexpr int kLanes = 32;
 constexpr int kMostThreads = 1024;
 constexpr int kMostWarps = kMostThreads / kLanes;
 // In all: those that run, that wait for others, and that began early.
-constexpr int kMostBlocks = 8;
+constexpr int kMostBlocks = 22;
+constexpr int kMostOutside = 8;   // of a launch whose blocks wait for other devices
 constexpr int kMostWaiting = 16;  // besides: of launches that wait for other devices
 constexpr int kNumPlaces = kMostBlocks + kMostWaiting;
+static_assert(kNumPlaces <= 64);   // Grid::ready
 constexpr int kMostResidents = 2;  // of the running launch, without those that wait for others
 constexpr int kMostSmemBytes = 256 * 1024;
 constexpr int kNumBarriers = 16;
@@ -181,8 +183,8 @@ struct Grid {
   std::unique_ptr<Launch> early;                 // whose blocks wait for the launch before it
   std::vector<std::unique_ptr<Launch>> waiting;  // for other devices or the host
   Context host;
-  uint32_t ready = 0;  // blocks that have a ready warp
-  uint32_t slow = 0;   // blocks that run when no other one can
+  uint64_t ready = 0;  // blocks that have a ready warp
+  uint64_t slow = 0;   // blocks that run when no other one can
   uint64_t random = 0;
   int64_t num_parks = 0;
   int64_t num_polls = 0;
@@ -208,12 +210,12 @@ extern uint64_t begin_key, end_key;
 int WakePolling(const Launch& launch);
 // grid.cc. What a fiber begins with: it runs the body of its launch, for one block after the other.
 void FiberMain();
-// grid.cc. Which of up to 32 fall behind, or none.
-uint32_t RandomSlow();
+// grid.cc. Which warps or blocks fall behind, or none.
+uint64_t RandomSlow();
 // grid.cc. Runs threads that can run until none can, a block has ended, or something is wrong.
 void RunThreads();
 
-inline uint32_t BitOf(const Block& block) { return 1u << (&block - grid.blocks); }
+inline uint64_t BitOf(const Block& block) { return uint64_t{1} << (&block - grid.blocks); }
 inline Thread& RunningThread() { return *static_cast<Thread*>(running); }
 inline Block& BlockOf(const Thread& thread) { return *thread.warp->block; }
 
