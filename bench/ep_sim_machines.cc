@@ -43,9 +43,9 @@ Kernels PublishedKernels(const Gpu& gpu) {
 Kernels PredictedKernels() {
   return {.name = "predicted",
           .read_share = 0.93,     // moe.md, V3, 256 tokens: floor 3,789 us, model 4,076
-          .linear = 517 * kTera,  // moe.md: what L2 allows a tile of 128 x 128
-          .head = 517 * kTera,
-          .grouped = 466 * kTera,     // moe.md, V3, 16k tokens: 11.5 TFLOP in 24.8 ms
+          .linear = 621 * kTera,  // moe.md: what L2 allows a tile of 192 x 128
+          .head = 621 * kTera,
+          .grouped = 777 * kTera,     // moe.md, V3, 16k tokens: 11.5 TFLOP in 14.9 ms
           .mla_decode = 560 * kTera,  // mla.md, 128 heads, 64 x 4k
           .mla_prefill = 590 * kTera,
           .absorbed_prefill = true,

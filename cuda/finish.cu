@@ -23,7 +23,7 @@
 #include "cuda/combine_row.h"
 #include "cuda/device/launch.h"
 #include "cuda/gemm_kernel.h"
-#include "cuda/gemm_octet.h"
+#include "cuda/gemm_small.h"
 #include "cuda/last_block.h"
 #include "cuda/norm_row.h"
 
@@ -115,12 +115,8 @@ int32_t NumLast(const RmsNormParams& norm, int32_t num_blocks, const DeviceFacts
 // Calls `use` with the traits of the plan's tile.
 template <typename Use>
 void WithTraits(const GemmPlan& plan, WeightFormat format, const Use& use) {
-  constexpr WeightFormat kE4m3 = WeightFormat::kE4m3;
-  constexpr GemmAtom kFp8 = GemmAtom::kWgmmaFp8;
-  if (plan.atom != kFp8) return WithSmallTile(format, plan.atom, plan.tile_tokens, use);
-  if (plan.tile_tokens == 8) use(GemmTraits<kE4m3, 8, kFp8>());
-  if (plan.tile_tokens == 32) use(GemmTraits<kE4m3, 32, kFp8>());
-  if (plan.tile_tokens == 64) use(GemmTraits<kE4m3, 64, kFp8>());
+  if (plan.atom == GemmAtom::kWgmmaFp8) return WithSmallFp8Tile(plan.tile_tokens, use);
+  WithSmallTile(format, plan.atom, plan.tile_tokens, use);
 }
 
 }  // namespace

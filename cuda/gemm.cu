@@ -37,11 +37,13 @@
 //   64 tokens    64 experts: gate and up 246, down 123; the bytes of the weight are the floor up to
 //                about 120 rows an expert
 //   8192 tokens  o: 69 GFLOP. A tile of 128 x 128 takes 32 KiB of operands a stage, at 35 bytes a clock
-//                from the L2 cache 940 clocks: 133 (515 TFLOP/s); mma.sync at its rate of 1024: 145
+//                from the L2 cache 940 clocks: 133 (515 TFLOP/s); mma.sync at its rate of 1024: 145;
+//                gemm_wide.cu 111
 #include "cuda/gemm.h"
 
 #include "cuda/device/launch.h"
 #include "cuda/gemm_kernel.h"
+#include "cuda/gemm_wide.h"
 
 namespace jevons::cuda {
 namespace {
@@ -50,14 +52,21 @@ namespace {
 // different turns as the instance of the kernel expects.
 struct TileShape {
   int32_t tokens;
-  int32_t warps_per_strip;
+  int32_t strips;
+  bool for_mma_sync;
   bool for_wgmma;
 };
-constexpr TileShape kShapes[] = {{8, 8, true},   {8, 4, true},  {8, 2, false},
-                                 {32, 8, true},  {32, 4, true}, {32, 2, false},
-                                 {64, 4, false}, {64, 2, true}, {128, 1, true}};
+constexpr TileShape kShapes[] = {{8, 1, true, true},   {8, 2, true, true},
+                                 {8, 4, true, false},  {32, 1, true, true},
+                                 {32, 2, true, true},  {32, 4, true, false},
+                                 {64, 2, true, false}, {64, 4, true, true},
+                                 {128, 8, true, true}, {kWideTokens, kWideStrips, false, true}};
+// Rows of a group up to which it is the weight's bytes that one waits for, and they come soonest
+// straight to the registers.
+constexpr int32_t kMostNarrowRows = 64;
 
-// Rough rates of one multiprocessor a clock, alike from sm_80 to sm_100: enough to rank tiles.
+// Rough rates of one multiprocessor a clock, alike from sm_80 to sm_100: enough to rank tiles. wgmma
+// multiplies twice as much, but where warps share a strip that goes into products that nobody uses.
 constexpr int64_t kMemoryBytes = 13;
 constexpr int64_t kCacheBytes = 32;
 constexpr int64_t kMultiplyAdds = 1024;
@@ -100,16 +109,17 @@ int32_t RowsOfGroup(const GemmParams& params) {
                                    : CeilDiv(params.num_rows, ActiveGroups(params));
 }
 
-int32_t StripTiles(const GemmParams& params, int32_t warps_per_strip) {
-  return CeilDiv(PaddedRows(params.layout) / kStripRows, kGemmWarps / warps_per_strip);
+int32_t StripTiles(const GemmParams& params, const GemmPlan& plan) {
+  return CeilDiv(PaddedRows(params.layout) / kStripRows, plan.tile_strips);
 }
 
 // An upper bound: with cu_rows every active group may have a last tile that is not full.
-int64_t NumTiles(const GemmParams& params, int32_t tile_tokens, int32_t warps_per_strip) {
+int64_t NumTiles(const GemmParams& params, const GemmPlan& plan) {
   const int64_t token_tiles =
-      params.cu_rows == nullptr ? int64_t{params.num_groups} * CeilDiv(params.num_rows, tile_tokens)
-                                : ActiveGroups(params) + params.num_rows / tile_tokens;
-  return token_tiles * StripTiles(params, warps_per_strip);
+      params.cu_rows == nullptr
+          ? int64_t{params.num_groups} * CeilDiv(params.num_rows, plan.tile_tokens)
+          : ActiveGroups(params) + params.num_rows / plan.tile_tokens;
+  return token_tiles * StripTiles(params, plan);
 }
 
 bool HasFp8Rows(const GemmParams& params) { return params.atom == GemmAtom::kWgmmaFp8; }
@@ -118,20 +128,22 @@ bool HasFp8Rows(const GemmParams& params) { return params.atom == GemmAtom::kWgm
 int64_t Clocks(const GemmParams& params, const DeviceFacts& device, const GemmPlan& plan) {
   const int64_t tile_rows = Min(plan.tile_tokens, RoundUp(RowsOfGroup(params), 8));
   const int64_t token_tiles = CeilDiv(RowsOfGroup(params), plan.tile_tokens);
-  const int64_t tiles =
-      ActiveGroups(params) * token_tiles * StripTiles(params, plan.warps_per_strip);
+  const int64_t tiles = ActiveGroups(params) * token_tiles * StripTiles(params, plan);
   const int64_t blocks = tiles < plan.num_blocks ? tiles : plan.num_blocks;
   const int64_t on_one_sm = (blocks + device.num_sms - 1) / device.num_sms;
   const int64_t element = params.layout.format == WeightFormat::kBf16 ? 2 : 1;
-  const int64_t weight_bytes = element * kGemmWarps * kStripRows * kSpanColumns;
+  const int64_t spans = plan.tile_strips * plan.warps_per_strip;  // of a round
+  const int64_t weight_bytes = element * spans * kStripRows * kSpanColumns;
   const int64_t fp8 = HasFp8Rows(params) ? 2 : 1;
   const int64_t x_bytes = plan.warps_per_strip * tile_rows * kSpanColumns * 2 / fp8;
-  const int64_t products = int64_t{kGemmWarps} * kStripRows * kSpanColumns * tile_rows;
+  const bool whole_wgmma = plan.atom != GemmAtom::kMmaSync && plan.warps_per_strip == 1;
+  const int64_t products =
+      spans * kStripRows * kSpanColumns * (whole_wgmma ? plan.tile_tokens : tile_rows);
+  const int64_t multiply_adds = kMultiplyAdds * fp8 * (whole_wgmma ? 2 : 1);
   int64_t round = kRoundLatency;
   for (const int64_t clocks :
        {weight_bytes * blocks / (token_tiles * kMemoryBytes * device.num_sms),
-        (weight_bytes + x_bytes) * on_one_sm / kCacheBytes,
-        products * on_one_sm / (kMultiplyAdds * fp8)}) {
+        (weight_bytes + x_bytes) * on_one_sm / kCacheBytes, products * on_one_sm / multiply_adds}) {
     if (clocks > round) round = clocks;
   }
   const int64_t rounds = CeilDiv(params.layout.k, kSpanColumns * plan.warps_per_strip);
@@ -156,9 +168,10 @@ bool Valid(const GemmParams& params, const GemmPlan& plan) {
       (params.layout.format != WeightFormat::kE4m3 || AlignmentOf(params) % 16 != 0)) {
     return false;
   }
+  if (IsWide(plan) && AlignmentOf(params) % 16 != 0) return false;
   for (const TileShape& shape : kShapes) {
-    if (shape.tokens == plan.tile_tokens && shape.warps_per_strip == plan.warps_per_strip) {
-      return plan.atom == GemmAtom::kMmaSync || shape.for_wgmma;
+    if (shape.tokens == plan.tile_tokens && shape.strips == plan.tile_strips) {
+      return plan.atom == GemmAtom::kMmaSync ? shape.for_mma_sync : shape.for_wgmma;
     }
   }
   return false;
@@ -173,8 +186,8 @@ GemmLaunch MakeGemmLaunch(const GemmParams& params, const GemmPlan& plan) {
   launch.warps_per_strip = plan.warps_per_strip;
   while (1 << launch.strip_shift < plan.warps_per_strip) ++launch.strip_shift;
   launch.tile_tokens = plan.tile_tokens;
-  launch.tile_strips = kGemmWarps / plan.warps_per_strip;
-  launch.strip_tiles = StripTiles(params, plan.warps_per_strip);
+  launch.tile_strips = plan.tile_strips;
+  launch.strip_tiles = StripTiles(params, plan);
   launch.num_strips = PaddedRows(params.layout) / kStripRows;
   launch.num_stages =
       CeilDiv(params.layout.k, HasFp8Rows(params) ? 2 * kStageColumns : kStageColumns);
@@ -190,22 +203,24 @@ GemmLaunch MakeGemmLaunch(const GemmParams& params, const GemmPlan& plan) {
 }
 
 GemmPlan PlanGemm(const GemmParams& params, const DeviceFacts& device, int32_t tile_tokens,
-                  int32_t warps_per_strip) {
+                  int32_t tile_strips) {
   GemmPlan plan;
   plan.atom = params.atom != GemmAtom::kOfDevice ? params.atom
               : device.sm == 90                  ? GemmAtom::kWgmma
                                                  : GemmAtom::kMmaSync;
   plan.tile_tokens = tile_tokens;
-  plan.warps_per_strip = warps_per_strip;
+  plan.tile_strips = tile_strips;
+  plan.warps_per_strip = IsWide(plan) ? 1 : kGemmWarps / tile_strips;
   int32_t blocks_per_sm = 1;
   WithTraits(params, plan, [&](auto traits) {
     using Traits = decltype(traits);
-    plan.smem_bytes = GemmSmem<Traits>::Bytes(warps_per_strip);
+    plan.smem_bytes = GemmSmem<Traits>::Bytes(plan.warps_per_strip);
     constexpr int kReserved = 1024;  // of each block, by the system
     const int32_t fit = (device.max_smem_bytes + kReserved) / (plan.smem_bytes + kReserved);
     blocks_per_sm = Min(Traits::kMinBlocks, Max(fit, 1));
   });
-  const int64_t tiles = NumTiles(params, tile_tokens, warps_per_strip);
+  if (IsWide(plan)) plan.smem_bytes = GemmWideSmemBytes(params.layout.format, plan.atom);
+  const int64_t tiles = NumTiles(params, plan);
   plan.resident_blocks = blocks_per_sm * device.num_sms;
   plan.num_blocks =
       static_cast<int32_t>(tiles < plan.resident_blocks ? tiles : plan.resident_blocks);
@@ -224,7 +239,8 @@ GemmPlan ChooseGemm(const GemmParams& params, const DeviceFacts& device) {
     const bool too_large =
         shape.tokens > 8 && wanted <= (shape.tokens == 32 ? 8 : shape.tokens / 2);
     if (too_small || too_large) continue;
-    const GemmPlan plan = PlanGemm(params, device, shape.tokens, shape.warps_per_strip);
+    if (shape.strips == kWideStrips && RowsOfGroup(params) <= kMostNarrowRows) continue;
+    const GemmPlan plan = PlanGemm(params, device, shape.tokens, shape.strips);
     if (!Valid(params, plan) || plan.smem_bytes > device.max_smem_bytes) continue;
     const int64_t clocks = Clocks(params, device, plan);
     if (best.num_blocks == 0 || clocks < best_clocks) {
@@ -237,9 +253,14 @@ GemmPlan ChooseGemm(const GemmParams& params, const DeviceFacts& device) {
 
 cudaError_t LaunchGemm(const GemmParams& params, const DeviceFacts& device, cudaStream_t stream) {
   if (params.num_rows <= 0 || params.num_groups <= 0) return cudaSuccess;
-  const GemmPlan plan = ChooseGemm(params, device);
+  return LaunchGemmAs(params, ChooseGemm(params, device), device, stream);
+}
+
+cudaError_t LaunchGemmAs(const GemmParams& params, const GemmPlan& plan, const DeviceFacts& device,
+                         cudaStream_t stream) {
   if (!Valid(params, plan)) return cudaErrorInvalidValue;
   const GemmLaunch launch = MakeGemmLaunch(params, plan);
+  if (IsWide(plan)) return LaunchGemmWide(launch, plan, device, stream);
   LaunchShape shape;
   shape.grid = dim3(static_cast<unsigned>(plan.num_blocks));
   shape.block = kGemmThreads;

@@ -74,11 +74,16 @@ struct GemmParams {
 };
 inline constexpr double kGemmTolerance = 4e-6;
 
-// How the eight warps of a block share its work: tokens of one tile, and how many warps share a
-// strip of the weight by taking turns in its spans of 256 columns; the others take other strips.
+// The tile of the kernel whose warps have roles (gemm_wide.h).
+inline constexpr int32_t kWideTokens = 128;
+inline constexpr int32_t kWideStrips = 12;
+
+// How the warps of a block share its work: tokens and strips of one tile. Eight warps share them: those
+// of a strip take turns in its spans of 256 columns. With kWideStrips, twelve have one each.
 struct GemmPlan {
   GemmAtom atom = GemmAtom::kMmaSync;
   int32_t tile_tokens = 0;
+  int32_t tile_strips = 0;
   int32_t warps_per_strip = 0;
   int32_t num_blocks = 0;       // each walks over tiles
   int32_t resident_blocks = 0;  // that the device holds at once
@@ -90,12 +95,17 @@ constexpr bool MultipliesFp8(const PackedLayout& layout, const DeviceFacts& devi
   return device.sm == 90 && layout.format == WeightFormat::kE4m3;
 }
 
+constexpr bool IsWide(const GemmPlan& plan) { return plan.tile_strips == kWideStrips; }
+
 GemmPlan ChooseGemm(const GemmParams& params, const DeviceFacts& device);
 // The shared memory and the blocks of a given tile; for tests of one plan against another.
 GemmPlan PlanGemm(const GemmParams& params, const DeviceFacts& device, int32_t tile_tokens,
-                  int32_t warps_per_strip);
+                  int32_t tile_strips);
 
 // Queues one kernel; no rows is a success. cudaErrorInvalidValue for a type that is not named here.
 cudaError_t LaunchGemm(const GemmParams& params, const DeviceFacts& device, cudaStream_t stream);
+// The same by a given plan; cudaErrorInvalidValue where there is no such kernel.
+cudaError_t LaunchGemmAs(const GemmParams& params, const GemmPlan& plan, const DeviceFacts& device,
+                         cudaStream_t stream);
 
 }  // namespace jevons::cuda

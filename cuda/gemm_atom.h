@@ -101,25 +101,32 @@ struct WgmmaAtom {
                                                        const unsigned char* x, int num_tokens,
                                                        const Operand& operand, const Used& used,
                                                        const Meanwhile& meanwhile) {
-    constexpr int kOctetBytes = 8 * kTokenBytes;
     uint32_t a[4][4];
 #pragma unroll
     for (int j = 0; j < 4; ++j) operand(j, a[j]);
+    Begin(acc, a, x, true);
+    meanwhile();
+    device::WgmmaWait<0>(acc);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) used(j);
+  }
+
+  // acc += W x, or = where accumulate is false, which is under way until device::WgmmaWait.
+  __device__ __forceinline__ static void Begin(float (&acc)[kColumns / 2],
+                                               const uint32_t (&a)[4][4], const unsigned char* x,
+                                               bool accumulate) {
+    constexpr int kOctetBytes = 8 * kTokenBytes;
     device::WgmmaFence(acc);
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       const uint64_t b = device::SmemDescriptor(x + 32 * j, 0, kOctetBytes, device::Swizzle::k128);
       if constexpr (kFp8) {
-        device::WgmmaE4m3<kColumns>(acc, a[j], b, true);
+        device::WgmmaE4m3<kColumns>(acc, a[j], b, accumulate || j > 0);
       } else {
-        device::WgmmaBf16<kColumns>(acc, a[j], b, true);
+        device::WgmmaBf16<kColumns>(acc, a[j], b, accumulate || j > 0);
       }
     }
     device::WgmmaCommit();
-    meanwhile();
-    device::WgmmaWait<0>(acc);
-#pragma unroll
-    for (int j = 0; j < 4; ++j) used(j);
   }
 };
 

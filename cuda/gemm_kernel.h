@@ -1,8 +1,8 @@
 // The kernel of gemm.cu, for one format of the weight and one width of the token tile.
 #pragma once
 
+#include "cuda/gemm_result.h"
 #include "cuda/gemm_stage.h"
-#include "cuda/gemm_traits.h"
 #include "cuda/gemm_walker.h"
 
 namespace jevons::cuda {
@@ -169,19 +169,16 @@ class GemmBlock {
                     launch_.x_alignment, params_.weight);
         }
       }
-      if (Traits::kFp8 && device::ThreadIdx() % kThreads == 0) {
-        CopyTokenScale(round, stage, &TokenScales(slot, turn)[token]);
+      if constexpr (Traits::kFp8) {
+        if (device::ThreadIdx() % kThreads == 0) {
+          CopyTokenScale(&TokenScales(slot, turn)[token], round.row, stage, params_.layout.k,
+                         params_.weight);
+        }
       }
     }
     device::CpAsyncCommit();
   }
 
-  __device__ __forceinline__ void CopyTokenScale(const Round& round, int stage, float* to) const {
-    const int at = Fp8Entry{params_.layout.k, 0}.scales() + 4 * stage;
-    const bool there = round.row != nullptr;  // else nobody asks for what it gives
-    device::CpAsync<4>(to, there ? static_cast<const void*>(round.row + at) : params_.weight,
-                       there ? 4 : 0);
-  }
   __device__ __forceinline__ float* TokenScales(int slot, int turn) const {
     return reinterpret_cast<float*>(smem_ + Smem::TokenScales(WarpsPerStrip())) +
            (slot * WarpsPerStrip() + turn) * Traits::kTileTokens;
@@ -195,7 +192,7 @@ class GemmBlock {
     constexpr int kStagesPerSlice = kStagesPerSpan / Traits::kSlicesPerSpan;
     constexpr int kStepsPerRun = 4 / Traits::kRunsPerStage;
     const auto operand = [&](int j, uint32_t(&a)[4]) {
-      Operand(runs_[q % Traits::kAhead][j / kStepsPerRun], j, a);
+      GemmOperand<Traits>(runs_[q % Traits::kAhead][j / kStepsPerRun], j, a);
     };
     const auto refill = [&](int j) {
       if (j % kStepsPerRun == kStepsPerRun - 1) LoadRun(ahead, ahead_q, j / kStepsPerRun);
@@ -223,34 +220,10 @@ class GemmBlock {
     if (q + 1 == own_end) EndSlice(round, slice, slot);
   }
 
-  __device__ __forceinline__ static void Operand(const uint4& run, int j, uint32_t (&a)[4]) {
-    if constexpr (Traits::kBf16 || Traits::kFp8) {
-      a[0] = run.x;
-      a[1] = run.y;
-      a[2] = run.z;
-      a[3] = run.w;
-    } else {
-      device::E4m3ToBf16(j % 2 == 0 ? run.x : run.z, a[0], a[2]);
-      device::E4m3ToBf16(j % 2 == 0 ? run.y : run.w, a[1], a[3]);
-    }
-  }
-
-  __device__ __forceinline__ static float Add(float total, float slice, float scale) {
-    return Traits::kBf16 ? total + slice : device::Fma(scale, slice, total);
-  }
-
-  // The slice sums of an octet from slice_[first] on, with the scales of FP8 tokens: powers of two, so
-  // that the products are exact.
-  __device__ __forceinline__ float4 ScaledSlice(int first, int octet, int slot) const {
+  __device__ __forceinline__ float4 Slice(int first, int octet, int slot) const {
     const float4 slice =
         make_float4(slice_[first], slice_[first + 1], slice_[first + 2], slice_[first + 3]);
-    if constexpr (Traits::kFp8) {
-      const float2 scale = *reinterpret_cast<const float2*>(TokenScales(slot, Turn()) + octet * 8 +
-                                                            device::LaneIdx() % 4 * 2);
-      return make_float4(slice.x * scale.x, slice.y * scale.y, slice.z * scale.x,
-                         slice.w * scale.y);
-    }
-    return slice;
+    return ScaledSlice<Traits>(slice, TokenScales(slot, Turn()) + octet * 8);
   }
 
   // The warp's slice `i` of the round is summed up, its tokens are in `slot`: add it, or hand it to
@@ -261,11 +234,8 @@ class GemmBlock {
     if constexpr (!Traits::kSpreads) {
 #pragma unroll
       for (int o = 0; o < Traits::kOctets; ++o) {
-        const float4 slice = ScaledSlice(4 * o, o, slot);
-        total_[o][0] = Add(total_[o][0], slice.x, round.scale[i][0]);
-        total_[o][1] = Add(total_[o][1], slice.y, round.scale[i][0]);
-        total_[o][2] = Add(total_[o][2], slice.z, round.scale[i][1]);
-        total_[o][3] = Add(total_[o][3], slice.w, round.scale[i][1]);
+        const float2 scale = make_float2(round.scale[i][0], round.scale[i][1]);
+        AddSlice<Traits>(total_[o], Slice(4 * o, o, slot), scale);
       }
     } else {
       const int part = (Turn() * Traits::kSlicesPerSpan + i) * launch_.tile_strips + Strip();
@@ -275,7 +245,7 @@ class GemmBlock {
 #pragma unroll
         for (int o = 0; o < Traits::kOctets; ++o) {
           if (8 * o >= round.tile.num_rows) break;
-          Partial(part, o) = ScaledSlice(4 * (turn * Traits::kOctets + o), o, slot);
+          Partial(part, o) = Slice(4 * (turn * Traits::kOctets + o), o, slot);
         }
       }
       if (!Traits::kBf16 && device::LaneIdx() == 0) {
@@ -302,10 +272,7 @@ class GemmBlock {
         const float4 slice = Partial(part, o);
         float2 scale = {};
         if constexpr (!Traits::kBf16) scale = PartialScale(part);
-        total_[t][0] = Add(total_[t][0], slice.x, scale.x);
-        total_[t][1] = Add(total_[t][1], slice.y, scale.x);
-        total_[t][2] = Add(total_[t][2], slice.z, scale.y);
-        total_[t][3] = Add(total_[t][3], slice.w, scale.y);
+        AddSlice<Traits>(total_[t], slice, scale);
       }
     }
   }
@@ -336,44 +303,7 @@ class GemmBlock {
     for (int t = 0; t < Traits::kTotals; ++t) {
       const int o = Traits::kSpreads ? Turn() + t * WarpsPerStrip() : t;
       if (o >= Traits::kOctets || 8 * o >= tile.num_rows) break;
-      StoreOctet(tile, o, total_[t]);
-    }
-  }
-
-  // total[0], total[1] are two tokens' results of one row of the strip, total[2] and total[3] those
-  // of the row eight below.
-  __device__ __forceinline__ void StoreOctet(const GemmTile& tile, int octet,
-                                             const float (&total)[4]) const {
-    const int in_strip = device::LaneIdx() / 4;
-    const int n = params_.layout.n;
-    const int row = StripOf(tile) * kStripRows + in_strip;
-    const int column = StripOf(tile) * (kStripRows / 2) + in_strip;
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int token = octet * 8 + device::LaneIdx() % 4 * 2 + i;
-      if (token >= tile.num_rows) return;
-      const int64_t first =
-          tile.group * params_.out_group_stride + (tile.first_row + token) * params_.out_row_stride;
-      if (params_.epilogue == GemmEpilogue::kSiluMul) {
-        if (column < n / 2) StoreOne(first + column, SiluMul(total[i], total[2 + i]));
-        continue;
-      }
-      if (row < n) StoreOne(first + row, total[i] + Bias(row));
-      if (row + 8 < n) StoreOne(first + row + 8, total[2 + i] + Bias(row + 8));
-    }
-  }
-  __device__ __forceinline__ float Bias(int row) const {
-    return params_.bias == nullptr ? 0.0f : params_.bias[row];
-  }
-  __device__ __forceinline__ static float SiluMul(float gate, float up) {
-    constexpr float kLog2E = 1.44269504f;
-    return gate / (1.0f + device::Exp2(-gate * kLog2E)) * up;
-  }
-  __device__ __forceinline__ void StoreOne(int64_t at, float value) const {
-    if (params_.out_type == Element::kF32) {
-      static_cast<float*>(params_.out)[at] = value;
-    } else {
-      static_cast<device::Bf16*>(params_.out)[at] = device::ToBf16(value);
+      StoreOctet(params_, tile, StripOf(tile), o, total_[t]);
     }
   }
 

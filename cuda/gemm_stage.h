@@ -4,6 +4,7 @@
 #include "cuda/device/copy.h"
 #include "cuda/device/numeric.h"
 #include "cuda/gemm.h"
+#include "ops/fp8_entry.h"
 
 namespace jevons::cuda {
 
@@ -57,6 +58,14 @@ __device__ __forceinline__ void CopyFp8Token(unsigned char* to, const uint8_t* r
                                              int k, const void* aligned) {
   const bool there = row != nullptr && column < k;
   device::CpAsync<16>(to, there ? row + column : aligned, there ? 16 : 0);
+}
+
+// The scale of such a row in a stage; 0 where there is no row: nobody asks for what it gives.
+__device__ __forceinline__ void CopyTokenScale(float* to, const uint8_t* row, int stage, int k,
+                                               const void* aligned) {
+  const bool there = row != nullptr;
+  device::CpAsync<4>(to, there ? row + Fp8Entry{k, 0}.scales() + 4 * stage : aligned,
+                     there ? 4 : 0);
 }
 
 // NaN as bf16 and as e4m3.

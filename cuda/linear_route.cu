@@ -23,7 +23,7 @@
 
 #include "cuda/device/launch.h"
 #include "cuda/gemm_kernel.h"
-#include "cuda/gemm_octet.h"
+#include "cuda/gemm_small.h"
 #include "cuda/last_block.h"
 #include "cuda/router_block.h"
 

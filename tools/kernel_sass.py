@@ -31,6 +31,8 @@ MMA = r"HMMA\.16816\.F32\.BF16"
 WGMMA = r"HGMMA\.64x\d+x16\.F32\.BF16"
 WGMMA_FP8 = r"QGMMA\.64x\d+x32\.F32\.E4M3\.E4M3"
 FROM_FP8 = r"F2FP\.F16\.E4M3(\.\w+)*"
+BULK_COPY = r"UBLKCP(\.\w+)*"
+SET_REGISTERS = r"USETMAXREG\.TRY_ALLOC(\.\w+)*"
 TENSOR = f"{MMA}|{WGMMA}|{WGMMA_FP8}"
 LOCAL = r"(LDL|STL)(\.\w+)*"
 
@@ -43,6 +45,9 @@ FACTS = (
     Fact(r"^GemmKernel<.*kWgmma>", [LOAD_16, COPY_16, WGMMA], [MMA], (4, 5)),
     # Two stages; nothing is converted.
     Fact(r"^GemmKernel<.*kWgmmaFp8>", [LOAD_16, COPY_16, WGMMA_FP8], [MMA, WGMMA, FROM_FP8], (2, 3)),
+    # Registers change hands; mbarriers alone.
+    Fact(r"^GemmWideKernel<.*kWgmma>", [BULK_COPY, COPY_16, WGMMA, SET_REGISTERS], [MMA, LOAD_MATRIX], (0,)),
+    Fact(r"^GemmWideKernel<.*kWgmmaFp8>", [BULK_COPY, COPY_16, WGMMA_FP8, SET_REGISTERS], [MMA, WGMMA, FROM_FP8], (0,)),
     # Four for each tile of keys, and one where broken keys were zeroed.
     Fact(r"^MlaAttentionKernel", [COPY_16, LOAD_MATRIX, LOAD_TRANSPOSED, MMA], [WGMMA], (5,)),
     Fact(r"^MlaWideKernel", [COPY_16, WGMMA], [LOAD_MATRIX, LOAD_TRANSPOSED], None),

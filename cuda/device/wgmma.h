@@ -201,6 +201,20 @@ __device__ __forceinline__ void WgmmaE4m3(float (&d)[N / 2], const uint32_t (&a)
 #undef JEVONS_OPERANDS
 }
 
+// The warps of a warpgroup, all of them, give up registers, or wait until enough were given up to take
+// more: a thread has kNum then, a multiple of 8 in [24, 256]. The kernel has bounds of its launch, by
+// which all begin with as many. 9.7.19.5 (setmaxnreg).
+template <int kNum>
+__device__ __forceinline__ void GiveUpRegisters() {
+  static_assert(kNum >= 24 && kNum <= 256 && kNum % 8 == 0);
+  JEVONS_SM90A("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kNum));
+}
+template <int kNum>
+__device__ __forceinline__ void TakeRegisters() {
+  static_assert(kNum >= 24 && kNum <= 256 && kNum % 8 == 0);
+  JEVONS_SM90A("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kNum));
+}
+
 #undef JEVONS_WGMMA
 #undef JEVONS_WGMMA_OF
 #undef JEVONS_REGISTERS_4

@@ -56,8 +56,8 @@ GemmParams ParamsOf(const Product& product, WeightFormat format, int32_t num_row
 }
 
 auto Fields(const GemmPlan& p) {
-  return std::tie(p.atom, p.tile_tokens, p.warps_per_strip, p.num_blocks, p.resident_blocks,
-                  p.smem_bytes);
+  return std::tie(p.atom, p.tile_tokens, p.tile_strips, p.warps_per_strip, p.num_blocks,
+                  p.resident_blocks, p.smem_bytes);
 }
 
 // Calls `use` with each product, format, number of rows and device.
@@ -110,8 +110,7 @@ TEST(ChooseGemmTest, TheSameArgumentsGiveTheSamePlan) {
   ForEachGemm([](const GemmParams& params, const DeviceFacts& device) {
     const GemmPlan plan = ChooseGemm(params, device);
     EXPECT_EQ(Fields(plan), Fields(ChooseGemm(params, device)));
-    EXPECT_EQ(Fields(plan),
-              Fields(PlanGemm(params, device, plan.tile_tokens, plan.warps_per_strip)));
+    EXPECT_EQ(Fields(plan), Fields(PlanGemm(params, device, plan.tile_tokens, plan.tile_strips)));
   });
 }
 
@@ -143,6 +142,41 @@ TEST(ChooseGemmTest, RowsOfFp8AreForSuchAWeightAndWhole) {
   params.layout.format = WeightFormat::kE4m3;
   params.x_row_stride -= 8;
   EXPECT_EQ(ChooseGemm(params, h100).num_blocks, 0);
+}
+
+// What DeepSeek V2-Lite's and V3's experts take on an H100, by rows of an expert.
+TEST(ChooseGemmTest, WarpsWithRolesTakeManyRowsOfAnExpert) {
+  const DeviceFacts& h100 = kDevices[1];
+  const Product experts[] = {kProducts[7], kProducts[8], kProducts[12], kProducts[13]};
+  for (const Product& product : experts) {
+    for (int32_t rows_of_expert : {1, 8, 64, 160, 512, 1536}) {
+      const int32_t rows = rows_of_expert * product.num_groups;
+      SCOPED_TRACE(testing::Message() << "n " << product.n << " rows " << rows);
+      const bool many = rows_of_expert > 64;
+      for (WeightFormat format : {WeightFormat::kBf16, WeightFormat::kE4m3}) {
+        GemmParams params = ParamsOf(product, format, rows);
+        const GemmPlan plan = ChooseGemm(params, h100);
+        EXPECT_EQ(IsWide(plan), many);
+        EXPECT_TRUE(!many || plan.num_blocks == h100.num_sms);
+        EXPECT_FALSE(IsWide(ChooseGemm(params, kDevices[0])));
+        EXPECT_FALSE(IsWide(ChooseGemm(params, kDevices[2])));
+        params.x_row_stride += 4;  // rows of eight bytes
+        EXPECT_FALSE(IsWide(ChooseGemm(params, h100)));
+      }
+      GemmParams fp8 = ParamsOf(product, WeightFormat::kE4m3, rows);
+      fp8.atom = GemmAtom::kWgmmaFp8;
+      fp8.x_row_stride = RoundedRowBytes(product.k, true);
+      EXPECT_EQ(IsWide(ChooseGemm(fp8, h100)), many);
+    }
+  }
+}
+
+TEST(ChooseGemmTest, FewStripsKeepSmallerTiles) {
+  const DeviceFacts& h100 = kDevices[1];
+  // The router's product and q/kv, of a prompt.
+  EXPECT_FALSE(IsWide(ChooseGemm(ParamsOf({64, 2048}, WeightFormat::kBf16, 8192), h100)));
+  EXPECT_FALSE(IsWide(ChooseGemm(ParamsOf({3648, 2048}, WeightFormat::kBf16, 256), h100)));
+  EXPECT_TRUE(IsWide(ChooseGemm(ParamsOf({3648, 2048}, WeightFormat::kBf16, 8192), h100)));
 }
 
 TEST(ChooseGemmTest, NoRowsNeedNoBlocks) {

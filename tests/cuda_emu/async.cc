@@ -287,6 +287,7 @@ void StartAsync(Block& block) {
     warp.wgmma_group = 0;
     warp.num_wgmmas = 0;
     warp.wgmma_fenced = false;
+    warp.registers = 0;
   }
   block.words.assign(block.smem_bytes / kWordBytes + 1, Block::Word{});
   block.mbarriers.clear();

@@ -93,5 +93,7 @@ void WgmmaIssue(const WgmmaArgs& args, Site at);
 void WgmmaFence(Site at);
 void WgmmaCommit(Site at);
 void WgmmaWait(int pending, Site at);
+// A thread of the warp has so many from here on.
+void SetRegisters(int num, Site at);
 
 }  // namespace jevons::emu

@@ -121,6 +121,7 @@ struct Warp {
   int64_t wgmma_group = 0;  // of those that come next
   int64_t num_wgmmas = 0;   // all that were issued
   bool wgmma_fenced = false;
+  int registers = 0;  // of a thread; 0: as many as it began with
 };
 
 struct Barrier {

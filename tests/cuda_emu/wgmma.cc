@@ -342,6 +342,10 @@ void WgmmaWait(int pending, Site at) {
   warp.num_pending -= num;
 }
 
+void SetRegisters(int num, Site at) {
+  if (MeetAll("SetRegisters", num, at)) RunningThread().warp->registers = num;
+}
+
 void EndWgmmaOfThread(Thread& thread) {
   const Warp& warp = *thread.warp;
   // While lanes wait in WgmmaIssue the last entry is not a call yet.
@@ -352,8 +356,17 @@ void EndWgmmaOfThread(Thread& thread) {
 }
 
 std::string EndWgmmaOfBlock(const Block& block) {
+  constexpr int kRegisters = 65536;  // of a multiprocessor
+  int registers = 0;
   for (int i = 0; i < block.num_warps; ++i) {
     const Warp& first = block.warps[i / kWarpsPerGroup * kWarpsPerGroup];
+    registers += block.warps[i].registers * kLanes;
+    if (block.warps[i].registers != first.registers || registers > kRegisters) {
+      return "warps " + std::to_string(first.idx) + " and " + std::to_string(i) +
+             " of a warpgroup have " + std::to_string(first.registers) + " and " +
+             std::to_string(block.warps[i].registers) + " registers a thread, and all so far " +
+             std::to_string(registers) + " of " + std::to_string(kRegisters);
+    }
     if (block.warps[i].num_wgmmas == first.num_wgmmas) continue;
     return "warps " + std::to_string(first.idx) + " and " + std::to_string(i) +
            " of a warpgroup made " + std::to_string(first.num_wgmmas) + " and " +

@@ -277,6 +277,22 @@ TEST(WgmmaMisuse, PlantedBugsShow) {
   });
 }
 
+TEST(WgmmaMisuse, RegistersOfAWarpgroupAreOneNumberAndAllFit) {
+  const auto run = [](int threads, int other_warp) {
+    return Misused({.block = threads}, [&] {
+      if (device::WarpIdx() == other_warp) return;
+      if (device::WarpIdx() < 4) {
+        device::GiveUpRegisters<24>();
+      } else {
+        device::TakeRegisters<240>();
+      }
+    });
+  };
+  EXPECT_EQ(run(384, -1), "");
+  EXPECT_THAT(run(384, 6), HasSubstr("warps 4 and 6 of a warpgroup have 240 and 0 registers"));
+  EXPECT_THAT(run(512, -1), HasSubstr("all so far 72192 of 65536"));
+}
+
 TEST(WgmmaMisuse, DivergentWarp) {
   const auto kernel = [] {
     unsigned char* const base = &device::SharedMemory<unsigned char>();

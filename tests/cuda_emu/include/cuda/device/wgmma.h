@@ -81,4 +81,16 @@ void WgmmaE4m3(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b_descriptor,
                   at);
 }
 
+// 9.7.19.5 (setmaxnreg).
+template <int kNum>
+void GiveUpRegisters(emu::Site at = emu::Here()) {
+  static_assert(kNum >= 24 && kNum <= 256 && kNum % 8 == 0);
+  emu::SetRegisters(kNum, at);
+}
+template <int kNum>
+void TakeRegisters(emu::Site at = emu::Here()) {
+  static_assert(kNum >= 24 && kNum <= 256 && kNum % 8 == 0);
+  emu::SetRegisters(kNum, at);
+}
+
 }  // namespace jevons::device
