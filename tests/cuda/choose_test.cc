@@ -144,6 +144,21 @@ TEST(ChooseGemmTest, RowsOfFp8AreForSuchAWeightAndWhole) {
   EXPECT_EQ(ChooseGemm(params, h100).num_blocks, 0);
 }
 
+// The products of tests/ops/many_rows_test.cc, on a device and on the emulated one.
+TEST(ChooseGemmTest, WarpsWithRolesTakeTheRowsOfTheirTest) {
+  const auto expect = [](const Product& product, int32_t num_rows, const DeviceFacts& device) {
+    for (WeightFormat format : {WeightFormat::kBf16, WeightFormat::kE4m3}) {
+      EXPECT_TRUE(IsWide(ChooseGemm(ParamsOf(product, format, num_rows), device)));
+    }
+    GemmParams fp8 = ParamsOf(product, WeightFormat::kE4m3, num_rows);
+    fp8.atom = GemmAtom::kWgmmaFp8;
+    fp8.x_row_stride = RoundedRowBytes(product.k, true);
+    EXPECT_TRUE(IsWide(ChooseGemm(fp8, device)));
+  };
+  expect({2816, 512, 8, true}, 1600, kDevices[1]);
+  expect({384, 296, 3, true}, 200, {.sm = 90, .num_sms = 4});
+}
+
 // What DeepSeek V2-Lite's and V3's experts take on an H100, by rows of an expert.
 TEST(ChooseGemmTest, WarpsWithRolesTakeManyRowsOfAnExpert) {
   const DeviceFacts& h100 = kDevices[1];
