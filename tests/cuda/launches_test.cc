@@ -14,7 +14,7 @@ namespace {
 
 class LaunchesTest : public CudaBackendTest {
  protected:
-  // As many multiprocessors as the last blocks of two dozen tokens want, and the emulator has places.
+  // As many multiprocessors as the last blocks of 16 tokens want, and the emulator has places for.
   LaunchesTest() {
     backend_ = nullptr;
     emu::SetDevice({.num_sms = 36});
@@ -85,7 +85,7 @@ TEST_F(LaunchesTest, AMoeLayerOfALargerStepHasOneMore) {
   ModelConfig v3 = TinyV3Config();
   v2.hidden_size = v3.hidden_size = 128;
   EXPECT_EQ(KernelsOfAMoeLayer(v2, 9), 7);
-  EXPECT_EQ(KernelsOfAMoeLayer(v2, 24), 7);
+  EXPECT_EQ(KernelsOfAMoeLayer(v2, 16), 7);
   EXPECT_EQ(KernelsOfAMoeLayer(v3, 9), 7 + 2);
 }
 
